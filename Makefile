@@ -1,0 +1,54 @@
+# book  execute every notebook and write the HTML book      test  the whole test suite, built pages included
+# lab   work on the notebooks in JupyterLab                 lint  ruff, mypy, import-linter
+# bench speed and memory, always as ratios in one run       clean forget the built book
+#
+# Each sets up .venv by itself, and again only when requirements.txt or pyproject.toml change.
+.PHONY: book test lab lint bench clean
+.DEFAULT_GOAL := book
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export JUPYTER_PREFER_ENV_PATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+SETUP := .venv/.stamp
+LIBRARY := $(shell find nca_lib -type f -not -name '*.pyc')
+
+$(SETUP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --root-user-action=ignore --requirement requirements.txt
+	$(BIN)/pip install --quiet --root-user-action=ignore --no-deps --editable .
+	@touch $@
+
+# Executed notebooks are remembered by their own text; when the library changes, they are forgotten.
+_build/.library: $(SETUP) $(LIBRARY)
+	@rm -rf _build/.jupyter_cache _build/.doctrees
+	@mkdir -p _build && touch $@
+
+# NCA_LIB_BOOK makes widgets draw pictures. A failed build forgets its pages: Sphinx warns only about
+# pages it reads, so the next run would otherwise pass.
+book: $(SETUP) _build/.library
+	@NCA_LIB_BOOK=1 \
+	  jupyter-book build . --warningiserror --keep-going --quiet || { rm -rf _build/.doctrees; exit 1; }
+	@echo "The book: $(CURDIR)/_build/html/index.html"
+
+# The page tests open the built book, so it is built first.
+test: book
+	@MPLBACKEND=agg pytest
+
+lab: $(SETUP)
+	@jupyter lab book/
+
+lint: $(SETUP)
+	ruff check .
+	ruff format --check .
+	mypy nca_lib
+	lint-imports
+
+bench: $(SETUP)
+	@python benchmarks/run.py
+
+clean:
+	rm -rf _build

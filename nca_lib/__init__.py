@@ -1,0 +1,11 @@
+"""Diffusion models whose network is a neural cellular automaton.
+
+The modules follow the chapters of the book: `automaton` (1), `diffusion` and `samplers` (2), `diff_nca` (3).
+"""
+
+__version__ = "0.1.0"
+
+from nca_lib.samplers import sample
+from nca_lib.weights import from_reference, load
+
+__all__ = ["from_reference", "load", "sample"]

@@ -1,0 +1,239 @@
+"""Diff-NCA: a denoiser that is a neural cellular automaton (chapter 3).
+
+Kalkhof et al., "Frequency-Time Diffusion with Neural Cellular Automata" (arXiv 2401.06291). A cell holds
+C numbers: the noisy image (which it may read and never write), its prediction, and hidden channels. K
+times over, every cell looks at its 3x3 neighbourhood and adds an update to what it holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm as weight_normalised
+from torch.utils.checkpoint import checkpoint
+
+from nca_lib.noise import Noise, Purpose, TorchNoise
+
+EMBEDDING = 4  # channels that tell a cell where and when it is
+
+Encoding = Literal["reference", "sinusoidal"]
+Norm = Literal["cell", "group"]
+Padding = Literal["reflect", "zeros"]
+
+
+def lift(scalars: Tensor, encoding: Encoding) -> Tensor:
+    """Turn each of n scalars per cell into four numbers: (B, n, H, W) to (B, 4n, H, W).
+
+    - `"reference"`: `s_i * [cos(i), cos(i/100), sin(i), sin(i/100)]`, what the public code computes. It is
+      linear in the scalars.
+    - `"sinusoidal"`: `[cos(ws), cos(8ws), sin(ws), sin(8ws)]` with w = pi/2, so that the slow pair names
+      every s in [0, 1] without ambiguity and the fast pair resolves it.
+    """
+    index = torch.arange(scalars.shape[1], device=scalars.device, dtype=scalars.dtype).view(1, -1, 1, 1)
+    if encoding == "reference":
+        waves = [(index * rate).cos() for rate in (1, 0.01)] + [(index * rate).sin() for rate in (1, 0.01)]
+        lifted = [scalars * wave for wave in waves]
+    else:
+        angles = [scalars * (math.pi / 2 * rate) for rate in (1, 8)]
+        lifted = [angle.cos() for angle in angles] + [angle.sin() for angle in angles]
+    return torch.stack(lifted, dim=2).flatten(1, 2)
+
+
+class CellNorm(nn.Module):
+    """Normalise over the channels of each cell by itself: no affine, eps 1e-5, biased variance.
+
+    Being local, it keeps tiled sampling exact; GroupNorm, which averages over the image, does not.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (B, C, H, W) at each (y, x); same shape."""
+        variance, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
+        return (x - mean) * torch.rsqrt(variance + 1e-5)
+
+
+class Cell(nn.Module):
+    """One step of the conditioned automaton: what every cell does, K times.
+
+    Args:
+        channels: C, numbers per cell.
+        hidden: h, width of the hidden layer.
+        image_channels: which leading channels are read-only, a count.
+        encoding: how position and time become numbers, see [`lift`][].
+        norm: `"cell"` (local) or `"group"` (one group over the image, affine; not local).
+        weight_norm: reparametrise every convolution by direction and gain.
+        modulation: multiply perception and hidden layer by small nets of the embedding.
+        position: tell each cell its place on the canvas (py, px, each from 1 to 0) besides t/T and k/K. Without it the rule
+            is the same everywhere, and so is sampling on canvases of any size.
+        padding: what lies beyond the border.
+        zero_init: start with updates of exactly zero.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        *,
+        image_channels: int = 3,
+        encoding: Encoding = "reference",
+        norm: Norm = "cell",
+        weight_norm: bool = True,
+        modulation: bool = True,
+        position: bool = True,
+        padding: Padding = "reflect",
+        zero_init: bool = False,
+    ):
+        super().__init__()
+        self.encoding, self.position = encoding, position
+        seen = 2 * channels + EMBEDDING
+
+        def conv(fan_in: int, fan_out: int, size: int = 1) -> nn.Module:
+            border = {"padding": size // 2, "padding_mode": padding} if size > 1 else {}
+            layer = nn.Conv2d(fan_in, fan_out, size, **border)
+            return weight_normalised(layer) if weight_norm else layer
+
+        def conditioner(fan_out: int) -> nn.Module:
+            return nn.Sequential(conv(EMBEDDING, hidden // 4), nn.SiLU(), conv(hidden // 4, fan_out))
+
+        self.embedding = nn.Sequential(conv(16 if position else 8, 256), nn.SiLU(), conv(256, EMBEDDING))
+        self.perception = conv(channels + EMBEDDING, channels, size=3)
+        self.widen = conv(seen, hidden)
+        self.norm = CellNorm() if norm == "cell" else nn.GroupNorm(1, hidden)
+        self.narrow = conv(hidden, channels)
+        self.modulate_seen = conditioner(seen) if modulation else None
+        self.modulate_hidden = conditioner(hidden) if modulation else None
+        if zero_init:
+            self._start_at_zero(weight_norm)
+        writable = torch.ones(1, channels, 1, 1)
+        writable[:, :image_channels] = 0
+        self.register_buffer("writable", writable, persistent=False)
+
+    def _start_at_zero(self, weight_norm: bool) -> None:
+        # Under weight norm the gain is zeroed: a zero direction would be 0/0.
+        weight = self.narrow.parametrizations.weight.original0 if weight_norm else self.narrow.weight
+        nn.init.zeros_(weight)
+        nn.init.zeros_(self.narrow.bias)
+
+    def condition(self, time: Tensor, step: float, height: int, width: int) -> Tensor:
+        """The embedding of place and time at one step: (B, 4, H, W), or (B, 4, 1, 1) without position.
+
+        `time` is (B,) in [0, 1); `step` is k/K.
+        """
+        clock = torch.stack([time, torch.full_like(time, step)], dim=1).view(-1, 2, 1, 1)
+        if not self.position:
+            return self.embedding(lift(clock, self.encoding))
+        clock = clock.expand(-1, -1, height, width)
+        px = torch.linspace(1, 0, width).to(time).view(1, 1, 1, width).expand(len(time), 1, height, width)
+        py = torch.linspace(1, 0, height).to(time).view(1, 1, height, 1).expand_as(px)
+        # py before px: the public code calls its first scalar px, but exchanges height and width inside.
+        return self.embedding(lift(torch.cat([py, px, clock], dim=1), self.encoding))
+
+    def forward(self, state: Tensor, embedding: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One step: (B, C, H, W) to the same shape. `mask` (B, 1, H, W) is 1 where a cell fires."""
+        everywhere = embedding.expand(-1, -1, *state.shape[2:])
+        z = torch.cat([state, everywhere], dim=1)
+        seen = torch.cat([z, self.perception(z)], dim=1)
+        if self.modulate_seen is not None:
+            seen = seen * self.modulate_seen(embedding)
+        hidden = F.leaky_relu(self.norm(self.widen(seen)), 0.01)
+        if self.modulate_hidden is not None:
+            hidden = hidden * self.modulate_hidden(embedding)
+        update = self.narrow(hidden) * self.writable
+        return state + (update if mask is None else mask * update)
+
+
+class DiffNCA(nn.Module):
+    """Diff-NCA: K steps of one cell in image space.
+
+    Obeys the denoiser contract: `forward(noisy, time)` maps (B, 3, H, W) and (B,) in [0, 1) to an output
+    shaped like `noisy`, for any H, W of at least 2.
+
+    Args:
+        channels: C, numbers per cell: image, prediction, hidden.
+        hidden: h, width of the hidden layer.
+        steps: K, automaton steps per call; information travels K cells.
+        update_probability: chance that a cell updates in a step, in training and in sampling.
+        image_channels: channels of the images.
+        encoding: `"reference"` or `"sinusoidal"`, see [`lift`][].
+        norm: `"cell"` (local, the default) or `"group"`.
+        weight_norm: weight-normalise every convolution.
+        modulation: condition by multiplication as well.
+        position: tell cells where they are.
+        zero_init: start with updates of exactly zero.
+        checkpointing: keep one state per step instead of all activations, and recompute the rest in the
+            backward pass; same values, same gradients.
+
+    Raises:
+        ValueError: too few channels for image, prediction and one hidden; a probability outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        channels: int = 96,
+        hidden: int = 512,
+        steps: int = 20,
+        *,
+        update_probability: float = 0.9,
+        image_channels: int = 3,
+        encoding: Encoding = "reference",
+        norm: Norm = "cell",
+        weight_norm: bool = True,
+        modulation: bool = True,
+        position: bool = True,
+        zero_init: bool = False,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        if channels <= 2 * image_channels:
+            raise ValueError(
+                f"channels is {channels}; {2 * image_channels} hold image and prediction, "
+                f"so at least {2 * image_channels + 1} are needed"
+            )
+        if not 0 < update_probability <= 1:
+            raise ValueError(f"update_probability is {update_probability}; it must lie in (0, 1]")
+        self.channels, self.steps, self.image_channels = channels, steps, image_channels
+        self.update_probability, self.checkpointing = update_probability, checkpointing
+        self.firing: Noise = TorchNoise()
+        self.cell = Cell(
+            channels,
+            hidden,
+            image_channels=image_channels,
+            encoding=encoding,
+            norm=norm,
+            weight_norm=weight_norm,
+            modulation=modulation,
+            position=position,
+            zero_init=zero_init,
+        )
+
+    def seed(self, noisy: Tensor) -> Tensor:
+        """The state before the first step: the noisy image, and zeros. (B, C, H, W)."""
+        batch, _, height, width = noisy.shape
+        return torch.cat([noisy, noisy.new_zeros(batch, self.channels - noisy.shape[1], height, width)], 1)
+
+    def rollout(self, state: Tensor, time: Tensor) -> Iterator[Tensor]:
+        """Yield the state after each of the K steps, from a given one."""
+        # The masks of a seeded noise source are addressed by time, so that equal calls agree.
+        moment = round(float(time[0]) * 2**20)
+        for k in range(self.steps):
+            embedding = self.cell.condition(time, k / self.steps, *state.shape[2:])
+            mask = None
+            if self.update_probability < 1:
+                mask = self.firing.uniform(state, Purpose.FIRING, moment, k) < self.update_probability
+                mask = mask.to(state.dtype)
+            if self.checkpointing and torch.is_grad_enabled():
+                state = checkpoint(self.cell, state, embedding, mask, use_reentrant=False)
+            else:
+                state = self.cell(state, embedding, mask)
+            yield state
+
+    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+        """Run the automaton on `noisy` and read its prediction channels."""
+        state = self.seed(noisy)
+        for state in self.rollout(state, time):  # noqa: B007 - the last one is the result
+            pass
+        return state[:, self.image_channels : 2 * self.image_channels]

@@ -1,0 +1,192 @@
+"""The forward process, what a denoiser predicts, and the loss (chapter 2).
+
+Images are float tensors (B, C, H, W) in [-1, 1]. A *timestep* `t` is an integer in 0..T-1; a denoiser
+is told the *time* t/T in [0, 1). The table of `alpha_bar` is float64, because the cosine schedule ends
+at 2.7e-9 and products of 300 factors lose digits in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Target = Literal["epsilon", "x0", "v"]
+ScheduleName = Literal["cosine", "linear", "sigmoid"]
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How much of the image is left at each timestep.
+
+    Args:
+        betas: (T,) float64 variances of the single steps; `alpha_bar[t]` is the product of `1 - beta`
+            up to and including t (Ho et al. 2020, eq. 4).
+    """
+
+    betas: Tensor
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of timesteps."""
+        return len(self.betas)
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        """(T,) float64: the fraction of the image's variance that is left at timestep t."""
+        return torch.cumprod(1 - self.betas, dim=0)
+
+    def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """`sqrt(alpha_bar[t])` and `sqrt(1 - alpha_bar[t])` as (B, 1, 1, 1) tensors like `like`.
+
+        `t` is (B,) integers in -1..T-1, where -1 stands for the clean image (alpha_bar = 1).
+        """
+        table = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar])
+        alpha_bar = table[t.cpu() + 1].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt().to(like), (1 - alpha_bar).sqrt().to(like)
+
+    def add_noise(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Jump to timestep t in one go: sqrt(ab) x0 + sqrt(1 - ab) eps (Ho et al. 2020, eq. 4)."""
+        signal, sigma = self.signal_and_noise(t, clean)
+        return signal * clean + sigma * noise
+
+    def clean_from_noise(self, noisy: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The clean image that `noisy` stands for if `noise` is the noise in it."""
+        signal, sigma = self.signal_and_noise(t, noisy)
+        return (noisy - sigma * noise) / signal
+
+    def noise_from_clean(self, noisy: Tensor, t: Tensor, clean: Tensor) -> Tensor:
+        """The noise in `noisy` if `clean` is the image under it."""
+        signal, sigma = self.signal_and_noise(t, noisy)
+        return (noisy - signal * clean) / sigma
+
+    def time(self, t: Tensor) -> Tensor:
+        """What a denoiser is told: t/T, float32, in [0, 1)."""
+        return t.float() / self.timesteps
+
+    def timestep(self, time: Tensor) -> Tensor:
+        """The integer timestep of a time t/T (inverse of `time`)."""
+        return (time * self.timesteps).round().long()
+
+
+def noise_schedule(name: ScheduleName = "cosine", timesteps: int = 300) -> NoiseSchedule:
+    """Build a schedule by name.
+
+    - `"cosine"`: Nichol & Dhariwal (2021), eq. 17 with s = 0.008, betas clipped to [1e-4, 0.9999].
+      With T = 300 alpha_bar ends at 2.7e-9: practically pure noise.
+    - `"linear"`: betas from 1e-4 to 0.02 (Ho et al. 2020). With T = 300 alpha_bar ends at 0.048, so the
+      network never sees pure noise although sampling starts from it.
+    - `"sigmoid"`: alpha_bar a logistic curve from -3 to 3 (Jabri et al. 2023), same clipping as cosine.
+
+    Raises:
+        ValueError: `name` is none of these, or `timesteps` is below 2.
+    """
+    if timesteps < 2:
+        raise ValueError(f"timesteps is {timesteps}; a schedule needs at least 2")
+    grid = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    if name == "linear":
+        return NoiseSchedule(torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64))
+    if name == "cosine":
+        curve = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
+    elif name == "sigmoid":
+        low, high = torch.tensor([-3.0, 3.0], dtype=torch.float64).sigmoid()
+        curve = (high - (6 * grid - 3).sigmoid()) / (high - low)
+    else:
+        raise ValueError(f"unknown schedule {name!r}; choose cosine, linear or sigmoid")
+    return NoiseSchedule((1 - curve[1:] / curve[:-1]).clamp(1e-4, 0.9999))
+
+
+def target_of(target: Target, schedule: NoiseSchedule, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What the network should output: the noise, the clean image, or the velocity.
+
+    The velocity is v = sqrt(ab) eps - sqrt(1 - ab) x0 (Salimans & Ho 2022, appendix D): mostly noise at
+    small t, mostly (minus) image at large t, so that it is a fair question at every t.
+    """
+    if target == "epsilon":
+        return noise
+    if target == "x0":
+        return clean
+    signal, sigma = schedule.signal_and_noise(t, clean)
+    return signal * noise - sigma * clean
+
+
+def noise_of(target: Target, schedule: NoiseSchedule, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    """The noise that a network's `output` implies, whatever it was trained to predict."""
+    if target == "epsilon":
+        return output
+    if target == "x0":
+        return schedule.noise_from_clean(noisy, t, output)
+    signal, sigma = schedule.signal_and_noise(t, noisy)
+    return signal * output + sigma * noisy
+
+
+def mse_l1(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared plus mean absolute error, the training loss of Diff-NCA; a scalar."""
+    return F.mse_loss(prediction, target) + F.l1_loss(prediction, target)
+
+
+class Denoiser(nn.Module):
+    """A network together with its schedule and what it was trained to predict.
+
+    It obeys the denoiser contract: `forward(noisy, time) -> noise`, with `noisy` (B, C, H, W), `time`
+    (B,) in [0, 1) and the predicted noise shaped like `noisy`.
+
+    Args:
+        network: any module with `forward(noisy, time)`.
+        schedule: the schedule it was trained with.
+        target: what its output means.
+    """
+
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, target: Target = "epsilon"):
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.target: Target = target
+
+    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+        """Predict the noise in `noisy`; see the class."""
+        output = self.network(noisy, time).to(noisy.dtype)
+        return noise_of(self.target, self.schedule, output, noisy, self.schedule.timestep(time))
+
+    def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The training loss (MSE + L1) on the network's own target; a scalar.
+
+        `clean` (B, C, H, W) in [-1, 1], `t` (B,) integers on the CPU, `noise` like `clean`.
+        """
+        noisy = self.schedule.add_noise(clean, t, noise)
+        output = self.network(noisy, self.schedule.time(t).to(clean.device))
+        return mse_l1(output.float(), target_of(self.target, self.schedule, clean, noise, t))
+
+
+class MLP(nn.Module):
+    """The smallest denoising network: three dense layers on the flattened image (chapter 2).
+
+    Args:
+        size: height and width of the images; the network knows no other size.
+        channels: channels of the images.
+        width: units of each hidden layer.
+    """
+
+    def __init__(self, size: int = 8, channels: int = 1, width: int = 256):
+        super().__init__()
+        values = channels * size * size
+        self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(8), persistent=False)
+        self.layers = nn.Sequential(
+            nn.Linear(values + 16, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, values),
+        )
+
+    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+        """Map `noisy` (B, C, size, size) and `time` (B,) in [0, 1) to an output shaped like `noisy`."""
+        angles = time[:, None] * self.frequencies
+        features = torch.cat([noisy.flatten(1), angles.sin(), angles.cos()], dim=1)
+        return self.layers(features).view_as(noisy)

@@ -1,0 +1,145 @@
+"""Where randomness comes from (chapters 2 and 3).
+
+Everything random in a sample (the starting image, the noise that a sampler adds, the firing masks of
+the cells) is asked from a *noise source*. There are two:
+
+- [`TorchNoise`][] draws from torch's own generator: fast, and what training uses.
+- [`CounterNoise`][] computes each number from its address (seed, sample, purpose, step, y, x) with a
+  counter-based generator. The same address always holds the same number, however the image is cut
+  into tiles or the samples into batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+_WORD = 0xFFFFFFFF
+
+
+class Purpose(IntEnum):
+    """What a random number is for; different purposes never share numbers."""
+
+    START = 0
+    SAMPLER = 1
+    FIRING = 2
+
+
+def philox(counter: tuple[Tensor, ...], key: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10, the counter-based generator of Salmon et al. (2011), "as easy as 1, 2, 3".
+
+    Args:
+        counter: four int64 tensors that broadcast together, each holding 32-bit words.
+        key: two 32-bit words (integers or int64 tensors that broadcast).
+
+    Returns:
+        Four int64 tensors of independent uniform 32-bit words.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # int64 wraps; the low 64 bits are exact
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _WORD) ^ c1 ^ k0,
+            product1 & _WORD,
+            ((product0 >> 32) & _WORD) ^ c3 ^ k1,
+            product0 & _WORD,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & _WORD, (k1 + 0xBB67AE85) & _WORD
+    return c0, c1, c2, c3
+
+
+class Noise(Protocol):
+    """A source of random tensors of shape (B, C, H, W)."""
+
+    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+        """Standard normal numbers with the shape, device and dtype of `like`."""
+        ...
+
+    def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+        """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32, on the device of `like`."""
+        ...
+
+
+class TorchNoise:
+    """Randomness from torch's own generator of the device; `step` and `substep` are ignored."""
+
+    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+        """Standard normal numbers with the shape, device and dtype of `like`."""
+        return torch.randn_like(like)
+
+    def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+        """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32."""
+        batch, _, height, width = like.shape
+        return torch.rand(batch, 1, height, width, device=like.device)
+
+
+@dataclass(frozen=True)
+class CounterNoise:
+    """Randomness addressed by coordinate: number = f(seed, sample, purpose, step, substep, y, x).
+
+    Args:
+        seed: any integer; only its low 32 bits count.
+        first_sample: index of the first image of the batch, so that samples 8..15 drawn as a second
+            batch equal the second half of a batch of 16.
+        origin: (y, x) of the tensor's first cell on the canvas; a tile asks with its own origin and
+            receives its part of the whole image's noise.
+    """
+
+    seed: int
+    first_sample: int = 0
+    origin: tuple[int, int] = (0, 0)
+
+    def at(self, y: int, x: int) -> CounterNoise:
+        """The same source, for a tile whose first cell lies at (y, x)."""
+        return replace(self, origin=(y, x))
+
+    def _words(self, like: Tensor, purpose: Purpose, step: int, block: int) -> tuple[Tensor, ...]:
+        batch, _, height, width = like.shape
+        integers = {"dtype": torch.int64, "device": like.device}
+        y = (torch.arange(height, **integers) + self.origin[0]).view(1, 1, height, 1) & _WORD
+        x = (torch.arange(width, **integers) + self.origin[1]).view(1, 1, 1, width) & _WORD
+        sample = (torch.arange(batch, **integers) + self.first_sample).view(batch, 1, 1, 1)
+        channel_word = torch.full((1, 1, 1, 1), (int(purpose) << 24) | block, **integers)
+        step_word = torch.full((1, 1, 1, 1), step & _WORD, **integers)
+        return philox((x, y, step_word, channel_word), (self.seed & _WORD, sample))
+
+    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+        """Standard normal numbers (Box-Muller) with the shape, device and dtype of `like`."""
+        planes: list[Tensor] = []
+        for block in range(math.ceil(like.shape[1] / 4)):
+            words = self._words(like, purpose, step, block)
+            # (word + 1/2) / 2^32 lies strictly inside (0, 1): the logarithm is finite.
+            u = [(word.float() + 0.5) * 2.0**-32 for word in words]
+            for radius_of, angle_of in ((u[0], u[1]), (u[2], u[3])):
+                radius = torch.sqrt(-2 * torch.log(radius_of.clamp(max=1 - 2**-24)))
+                planes += [
+                    radius * torch.cos(2 * math.pi * angle_of),
+                    radius * torch.sin(2 * math.pi * angle_of),
+                ]
+        return torch.cat(planes[: like.shape[1]], dim=1).to(like.dtype)
+
+    def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+        """Uniform numbers in [0, 1) with 24 bits, one a cell: (B, 1, H, W), float32."""
+        word = self._words(like, purpose, step, substep // 4)[substep % 4]
+        return (word >> 8).float() * 2.0**-24
+
+
+@contextmanager
+def firing_from(model: nn.Module, noise: Noise) -> Iterator[None]:
+    """Within the block, every automaton inside `model` draws its firing masks from `noise`."""
+    automata = [(module, module.firing) for module in model.modules() if hasattr(module, "firing")]
+    for module, _ in automata:
+        module.firing = noise
+    try:
+        yield
+    finally:
+        for module, before in automata:
+            module.firing = before

@@ -1,0 +1,170 @@
+"""From noise to image: the reverse process (chapter 2).
+
+A sampler is a generator with one signature:
+
+    for state in ddim(denoiser, start, schedule, steps=50):
+        state.image, state.clean_estimate, state.time
+
+The timesteps that it visits are an explicit array, and the step before each is read from that array,
+never computed by division. [`sample`][] runs a sampler to its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nca_lib.diffusion import NoiseSchedule
+from nca_lib.noise import CounterNoise, Noise, Purpose, TorchNoise, firing_from
+
+
+@dataclass(frozen=True)
+class SamplerState:
+    """Where a sampler stands.
+
+    Attributes:
+        time: t/T of the noise level that `image` has now; 0 for the finished image.
+        image: (B, C, H, W), the partly denoised image.
+        clean_estimate: (B, C, H, W), the clean image that the denoiser saw through the noise.
+        step: how many denoiser calls have been made, 1..steps.
+    """
+
+    time: float
+    image: Tensor
+    clean_estimate: Tensor
+    step: int
+
+
+class Sampler(Protocol):
+    """The signature that all samplers share."""
+
+    def __call__(
+        self,
+        denoiser: nn.Module,
+        start: Tensor,
+        schedule: NoiseSchedule,
+        *,
+        steps: int | None = None,
+        noise: Noise | None = None,
+        clip: bool = True,
+    ) -> Iterator[SamplerState]:
+        """Yield one state per denoiser call."""
+        ...
+
+
+def timestep_array(timesteps: int, steps: int | None = None) -> list[int]:
+    """The timesteps to visit, descending from T-1 to 0, evenly spaced, followed by -1 (clean).
+
+    Raises:
+        ValueError: `steps` is not within 1..T.
+    """
+    steps = timesteps if steps is None else steps
+    if not 1 <= steps <= timesteps:
+        raise ValueError(f"steps is {steps}; the schedule has {timesteps} timesteps, so 1 to {timesteps}")
+    visited = torch.linspace(timesteps - 1, 0, steps, dtype=torch.float64).round().long()
+    return [*visited.tolist(), -1]
+
+
+def _reverse(
+    denoiser: nn.Module,
+    start: Tensor,
+    schedule: NoiseSchedule,
+    steps: int | None,
+    noise: Noise | None,
+    clip: bool,
+    eta: float,
+) -> Iterator[SamplerState]:
+    # DDIM (Song et al. 2021, eq. 12) with eta = 1 is ancestral DDPM (their section 4.1): its standard
+    # deviation (eq. 16) is the square root of the posterior variance (Ho et al. 2020, eq. 7).
+    source = noise or TorchNoise()
+    visited = timestep_array(schedule.timesteps, steps)
+    image = start
+    for step, (now, before) in enumerate(zip(visited[:-1], visited[1:], strict=True)):
+        t, t_before = torch.tensor([now]), torch.tensor([before])
+        with torch.no_grad():
+            predicted = denoiser(image, schedule.time(t).to(image.device).expand(len(image)))
+            clean = schedule.clean_from_noise(image, t, predicted)
+            if clip:
+                clean = clean.clamp(-1, 1)
+            predicted = schedule.noise_from_clean(image, t, clean)
+            signal, sigma = schedule.signal_and_noise(t, image.double())
+            signal_before, sigma_before = schedule.signal_and_noise(t_before, image.double())
+            ratio = (sigma_before / sigma) ** 2 * (1 - (signal / signal_before) ** 2)
+            spread = eta * ratio.clamp(min=0).sqrt()
+            drift = (sigma_before**2 - spread**2).clamp(min=0).sqrt()
+            image = signal_before.to(clean) * clean + drift.to(clean) * predicted
+            if eta > 0 and before >= 0:
+                image = image + spread.to(clean) * source.normal(image, Purpose.SAMPLER, now)
+        yield SamplerState(max(before, 0) / schedule.timesteps, image, clean, step + 1)
+
+
+def ddpm(
+    denoiser: nn.Module,
+    start: Tensor,
+    schedule: NoiseSchedule,
+    *,
+    steps: int | None = None,
+    noise: Noise | None = None,
+    clip: bool = True,
+) -> Iterator[SamplerState]:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2), all timesteps unless `steps` says fewer.
+
+    Args:
+        denoiser: `forward(noisy, time) -> noise`.
+        start: (B, C, H, W) standard normal noise.
+        schedule: the one that the denoiser was trained with.
+        steps: how many of the timesteps to visit, evenly spaced.
+        noise: where the posterior noise comes from; torch's generator by default.
+        clip: keep each clean estimate within [-1, 1]. Off for data of another range.
+    """
+    return _reverse(denoiser, start, schedule, steps, noise, clip, eta=1.0)
+
+
+def ddim(
+    denoiser: nn.Module,
+    start: Tensor,
+    schedule: NoiseSchedule,
+    *,
+    steps: int | None = 50,
+    noise: Noise | None = None,
+    clip: bool = True,
+) -> Iterator[SamplerState]:
+    """Deterministic sampling (Song et al. 2021, eq. 12 with eta = 0); arguments as for [`ddpm`][]."""
+    return _reverse(denoiser, start, schedule, steps, noise, clip, eta=0.0)
+
+
+SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim}
+
+
+def sample(
+    denoiser: nn.Module,
+    schedule: NoiseSchedule,
+    size: tuple[int, int],
+    *,
+    count: int = 1,
+    channels: int = 3,
+    sampler: Sampler = ddim,
+    steps: int | None = 50,
+    seed: int = 0,
+) -> Tensor:
+    """Draw `count` images of `size` (height, width): (count, channels, height, width) in [-1, 1].
+
+    All randomness, firing masks included, comes from [`CounterNoise`][] with `seed`: image i is the same
+    whether it is drawn alone or in a batch.
+
+    Raises:
+        ValueError: `steps` is not within 1..T.
+    """
+    parameter = next(denoiser.parameters())
+    noise = CounterNoise(seed)
+    empty = torch.empty(count, channels, *size, device=parameter.device)
+    with firing_from(denoiser, noise):
+        for state in sampler(  # noqa: B007 - the last one is the result
+            denoiser, noise.normal(empty, Purpose.START, 0), schedule, steps=steps, noise=noise
+        ):
+            pass
+    return state.image

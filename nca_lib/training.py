@@ -1,0 +1,414 @@
+"""Training: one loop for every experiment (chapters 1 to 3).
+
+`train(experiment, folder)` writes into `folder`: `model.safetensors` and its record (the averaged weights,
+ready for `nca_lib.load`), `checkpoint.pt` (all that resuming needs), sample grids, TensorBoard events.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from torchvision.utils import make_grid, save_image
+from tqdm import tqdm
+
+from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
+from nca_lib.data import Stream, picture
+from nca_lib.diffusion import Denoiser
+from nca_lib.experiment import Experiment, Training
+from nca_lib.samplers import sample
+from nca_lib.weights import load, save, write_atomically
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says at which step and why."""
+
+
+class Task(Protocol):
+    """What the loop needs to know of an experiment: a loss, and how to show and measure progress."""
+
+    model: nn.Module
+    fingerprint: str
+
+    def start(self, step: int) -> None:
+        """Position the data so that `loss` continues at `step`."""
+        ...
+
+    def loss(self) -> Tensor:
+        """The loss on the next batch; a scalar with gradient."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> float:
+        """The loss on held-out data with fixed noise."""
+        ...
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """A few samples, (B, C, H, W) in [0, 1]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What resuming needs besides weights, optimiser and random state."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put `state` back."""
+        ...
+
+
+class DiffusionTask:
+    """Learn to predict noise on a data set's images."""
+
+    model: Denoiser
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        self.model = experiment.build_model().to(device)  # type: ignore[assignment]
+        self.data, self.held_out = experiment.build_data("train"), experiment.build_data("test")
+        self.training, self.device = experiment.training, device
+        self.fingerprint = self.data.fingerprint()
+
+    def start(self, step: int) -> None:
+        """Continue the stream of images at batch `step`."""
+        batch = self.training.batch
+
+        def batches() -> Iterator[range]:
+            n = step * batch
+            while True:
+                yield range(n, n + batch)
+                n += batch
+
+        # A generator of its own: creating the loader must not consume the training's random numbers.
+        loader = DataLoader(
+            Stream(self.data, self.training.seed),
+            batch_sampler=batches(),  # type: ignore[arg-type]
+            num_workers=self.training.workers,
+            generator=torch.Generator(),
+        )
+        self.batches = iter(loader)
+
+    def loss(self) -> Tensor:
+        """MSE + L1 at random timesteps."""
+        clean = next(self.batches).to(self.device)
+        # One timestep from each of B equal strata: uniform like independent draws, with less variance
+        # (Kingma et al. 2021, appendix I.1).
+        strata = (torch.arange(len(clean)) + torch.rand(1)) / len(clean)
+        t = (strata * self.model.schedule.timesteps).long()
+        return self.model.loss(clean, t, torch.randn_like(clean))
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Mean loss on 64 held-out images, each at eight timesteps, always with the same noise."""
+        assert isinstance(model, Denoiser)
+        stream = Stream(self.held_out, seed=0)
+        clean = torch.stack([stream[n] for n in range(64)])
+        total = 0.0
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            for part in range(8):
+                t = (torch.arange(64) * 8 + part) * model.schedule.timesteps // 512
+                total += float(model.loss(clean.to(self.device), t, torch.randn_like(clean).to(self.device)))
+        return total / 8
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Eight samples by 25 DDIM steps, always from the same noise."""
+        assert isinstance(model, Denoiser)
+        size = (self.data.size, self.data.size)
+        images = sample(model, model.schedule, size, count=8, channels=self.data.channels, steps=25)
+        return images / 2 + 0.5
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: the stream's position follows from the step."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing to put back."""
+
+
+class GrowingTask:
+    """Learn to grow a picture from one cell, to keep it, to mend it (Mordvintsev et al. 2020)."""
+
+    model: GrowingNCA
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        self.model = experiment.build_model().to(device)  # type: ignore[assignment]
+        self.options, self.batch = experiment.growing, experiment.training.batch
+        self.target = picture(self.options.picture, self.options.size)[None].to(device)
+        self.pool = SamplePool(self.model.seed(self.options.size), self.options.pool)
+        self.fingerprint = str(round(float(self.target.sum()), 3))
+
+    def start(self, step: int) -> None:
+        """Nothing to position."""
+
+    def _distance(self, state: Tensor) -> Tensor:
+        return (state[:, :4] - self.target).square().mean(dim=(1, 2, 3))
+
+    def loss(self) -> Tensor:
+        """Mean squared error of the picture after a rollout of random length."""
+        indices, state = self.pool.sample(self.batch)
+        if self.options.regime == "grow":
+            state = self.model.seed(self.options.size, self.batch)
+        else:
+            # The worst state gives way to a seed, so that growing is never forgotten; the best are damaged.
+            order = self._distance(state).argsort(descending=True)
+            indices, state = indices[order.cpu()], state[order]
+            state[:1] = self.model.seed(self.options.size)
+            if self.options.regime == "regenerate":
+                state[-3:] = self._damaged(state[-3:])
+        steps = int(torch.randint(self.options.min_rollout, self.options.max_rollout + 1, (1,)))
+        state = rollout(self.model, state, steps)
+        self.pool.replace(indices, state)
+        return self._distance(state).mean()
+
+    def _damaged(self, state: Tensor) -> Tensor:
+        size = self.options.size
+        centres = size / 4 + torch.rand(len(state), 2) * size / 2
+        return damage(state, centres.to(state.device), radius=size * float(0.1 + 0.1 * torch.rand(1)))
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Error after growing from the seed for `max_rollout` steps, mean of eight."""
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            return float(self._distance(self._grown(model, self.options.max_rollout)).mean())
+
+    def _grown(self, model: nn.Module, steps: int) -> Tensor:
+        return rollout(model, self.model.seed(self.options.size, 8), steps)
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Eight grown pictures after twice the longest rollout: those that do not persist have decayed."""
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            return to_rgb(self._grown(model, 2 * self.options.max_rollout))
+
+    def state(self) -> dict[str, Tensor]:
+        """The pool."""
+        return {"pool": self.pool.states}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put the pool back."""
+        self.pool.states = state["pool"].to(self.target.device)
+
+
+def best_device() -> torch.device:
+    """CUDA where there is one, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def hardware(device: torch.device) -> str:
+    """What the training ran on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} {platform.machine()} threads, {platform.system()} ({device.type})"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 arithmetic of its own (elsewhere it is emulated, and slower)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def learning_rate(options: Training, step: int, progress: float) -> float:
+    """The learning rate at a step; `progress` in [0, 1] is the part of the training that is over."""
+    if options.decay == "reference":
+        return options.learning_rate * 0.9999**step
+    warm = min(1.0, (step + 1) / options.warmup)
+    return options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the parameters (buffers are copied), with warm-up."""
+
+    def update(average: Tensor, current: Tensor, n: Tensor) -> Tensor:
+        return torch.lerp(average, current, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
+
+    return AveragedModel(model, avg_fn=update)
+
+
+def _nonfinite(model: nn.Module) -> str:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"parameter {name}"
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return f"the gradient of {name}"
+    return "the loss alone"
+
+
+def train(
+    experiment: Experiment,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Run an experiment and return its averaged model, ready to use.
+
+    Args:
+        experiment: what to do.
+        folder: where everything is written.
+        resume: go on from the folder's checkpoint if there is one; on the CPU the result equals, bit for
+            bit, that of a run that was never interrupted (unless it is timed by the clock).
+        device: by default the best that is there.
+        progress: show a progress bar.
+
+    Raises:
+        TrainingError: the loss or a gradient became infinite or NaN; the last good checkpoint is kept.
+    """
+    folder, options = Path(folder), experiment.training
+    device = torch.device(device) if device else best_device()
+    torch.manual_seed(options.seed)
+    growing = experiment.model["kind"] == "growing-nca"
+    task: Task = GrowingTask(experiment, device) if growing else DiffusionTask(experiment, device)
+    if options.init_from:
+        task.model.load_state_dict(load(options.init_from).state_dict())
+    average = averaged(task.model, options.ema)
+    optimizer = torch.optim.Adam(task.model.parameters(), options.learning_rate, (0.9, options.beta2))
+    run = Run(experiment, folder, task, average, optimizer, device)
+    if resume and run.checkpoint.is_file():
+        run.restore()
+    task.start(run.step)
+    if options.compile:
+        compile_step(task.model, device)
+
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.bf16 and computes_bf16(device))
+    writer = SummaryWriter(str(folder))
+    bar = tqdm(total=options.steps, initial=run.step, disable=not progress, unit="step", mininterval=5)
+    clock = time.perf_counter() - run.seconds
+    while run.progress() < 1:
+        rate = learning_rate(options, run.step, run.progress())
+        optimizer.param_groups[0]["lr"] = rate
+        with autocast:
+            loss = task.loss()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(task.model.parameters(), options.clip)
+        if not math.isfinite(norm + loss.detach()):
+            raise TrainingError(
+                f"step {run.step}: loss is {float(loss.detach())}, gradient norm {float(norm)}; "
+                f"first non-finite tensor: {_nonfinite(task.model)}. The last checkpoint is kept in {folder}"
+            )
+        optimizer.step()
+        average.update_parameters(task.model)
+        run.count(float(loss.detach()), time.perf_counter() - clock)
+        bar.update()
+        if run.step % options.log_every == 0:
+            bar.set_postfix_str(f"loss {run.smooth_loss:.4f}, {run.images_per_second:.0f} images/s", refresh=False)
+            writer.add_scalar("loss", run.smooth_loss, run.step)
+            writer.add_scalar("learning_rate", rate, run.step)
+            writer.add_scalar("images_per_second", run.images_per_second, run.step)
+        if run.step % options.sample_every == 0:
+            grid = make_grid(task.preview(average.module.eval()).clamp(0, 1), nrow=4)
+            save_image(grid, folder / f"samples-{run.step:07d}.png")
+            writer.add_image("samples", grid, run.step)
+        if run.step % options.save_every == 0:
+            run.save()
+    bar.close()
+    run.save()
+    writer.add_scalar("held_out_loss", run.held_out_loss, run.step)
+    writer.close()
+    return average.module.eval().requires_grad_(False)
+
+
+def compile_step(model: nn.Module, device: torch.device) -> None:
+    """Compile the automaton's one step in place (the K repetitions stay a Python loop)."""
+    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    if device.type == "mps" or not compiler:
+        print(f"not compiling: {'unsupported on mps' if compiler else 'no C++ compiler found'}")
+        return
+    network = getattr(model, "network", model)
+    getattr(network, "cell", network).compile()
+
+
+class Run:
+    """The state of a training run between steps, and its files."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: Path,
+        task: Task,
+        average: AveragedModel,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+    ):
+        self.experiment, self.folder, self.task = experiment, folder, task
+        self.average, self.optimizer, self.device = average, optimizer, device
+        self.checkpoint = folder / "checkpoint.pt"
+        self.step, self.seconds = 0, 0.0
+        self.smooth_loss, self.held_out_loss, self.images_per_second = math.nan, math.nan, 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "experiment.toml", experiment.to_toml().encode())
+
+    def progress(self) -> float:
+        """The part of the training that is over, by the clock if it has one, else by steps."""
+        options = self.experiment.training
+        by_clock = self.seconds / 60 / options.minutes if options.minutes is not None else 0.0
+        return max(by_clock, self.step / options.steps)
+
+    def count(self, loss: float, seconds: float) -> None:
+        """Book one step."""
+        self.step += 1
+        rate = self.experiment.training.batch / max(seconds - self.seconds, 1e-9)
+        self.seconds = seconds
+        smooth = 0.0 if math.isnan(self.smooth_loss) else 0.98
+        self.smooth_loss = loss if not smooth else smooth * self.smooth_loss + (1 - smooth) * loss
+        self.images_per_second = smooth * self.images_per_second + (1 - smooth) * rate
+
+    def save(self) -> None:
+        """Write the averaged weights with their record, and the checkpoint; each atomically."""
+        self.held_out_loss = self.task.evaluate(self.average.module.eval())
+        save(self.average.module, self.folder / "model.safetensors", self.record())
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "smooth_loss": self.smooth_loss,
+            "model": self.task.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "task": self.task.state(),
+            "cpu_random": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda_random"] = torch.cuda.get_rng_state(self.device)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self.checkpoint, buffer.getvalue())
+
+    def restore(self) -> None:
+        """Continue from the checkpoint."""
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.task.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.task.restore(state["task"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.smooth_loss = state["smooth_loss"]
+        torch.set_rng_state(state["cpu_random"].cpu())
+        if "cuda_random" in state:
+            torch.cuda.set_rng_state(state["cuda_random"].cpu(), self.device)
+
+    def record(self) -> dict[str, Any]:
+        """How the weights came about."""
+        return {
+            "experiment": self.experiment.to_dict(),
+            "data_fingerprint": self.task.fingerprint,
+            "seed": self.experiment.training.seed,
+            "steps": self.step,
+            "images_seen": self.step * self.experiment.training.batch,
+            "training_seconds": round(self.seconds, 1),
+            "training_loss": round(self.smooth_loss, 5),
+            "held_out_loss": round(self.held_out_loss, 5),
+            "hardware": hardware(self.device),
+            "torch_version": torch.__version__,
+        }

@@ -1,0 +1,156 @@
+"""Trained weights: safetensors beside a JSON record of how they came about.
+
+`load("diff-nca-tissue")` reads what ships with the library; `load("runs/mine/model.safetensors")` reads what
+you trained. No pickle is ever loaded, except another implementation's checkpoint, through
+`torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from nca_lib.diff_nca import DiffNCA
+from nca_lib.experiment import Experiment
+
+
+class WeightsError(ValueError):
+    """Weights that are not there, damaged, or of another model; the message says which."""
+
+
+def save(model: nn.Module, path: str | Path, record: Mapping[str, Any]) -> None:
+    """Write `path` (.safetensors) and the record beside it (.json), each atomically.
+
+    `record` must hold the `experiment` (as a dict); sha256, parameter count and library version are added.
+    """
+    from nca_lib import __version__
+
+    blob = to_safetensors({name: value.contiguous() for name, value in model.state_dict().items()})
+    full = {
+        **record,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "sha256": hashlib.sha256(blob).hexdigest(),
+        "library_version": __version__,
+    }
+    path = Path(path)
+    write_atomically(path, blob)
+    write_atomically(path.with_suffix(".json"), json.dumps(full, indent=2).encode() + b"\n")
+
+
+def write_atomically(path: Path, blob: bytes) -> None:
+    """Write a file so that a crash leaves either the old one or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(blob)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def record(name: str | Path) -> dict[str, Any]:
+    """The record of shipped weights, or of a .safetensors file.
+
+    Raises:
+        WeightsError: there are no such weights, or no record beside them.
+    """
+    path = _locate(name).with_suffix(".json")
+    if not path.is_file():
+        raise WeightsError(f"{path} is missing; weights are read together with their record")
+    return json.loads(path.read_text())
+
+
+def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Load a trained model, ready to use, by shipped name or from a .safetensors file.
+
+    Returns:
+        A [`Denoiser`][nca_lib.diffusion.Denoiser] or a [`GrowingNCA`][nca_lib.automaton.GrowingNCA], in
+        evaluation mode, gradients off.
+
+    Raises:
+        WeightsError: no such weights, or the file is not the one that its record describes.
+    """
+    described = record(name)
+    blob = _locate(name).read_bytes()
+    if hashlib.sha256(blob).hexdigest() != described["sha256"]:
+        raise WeightsError(f"{name}: the file's sha256 differs from its record's; it is damaged or was replaced")
+    model = Experiment.from_dict(described["experiment"]).build_model()
+    model.load_state_dict(parse_safetensors(blob))
+    return model.to(device).eval().requires_grad_(False)
+
+
+def names() -> list[str]:
+    """The names of the weights that ship with the library."""
+    folder = resources.files("nca_lib") / "pretrained"
+    found = (entry.name for entry in folder.iterdir())
+    return sorted(name.removesuffix(".safetensors") for name in found if name.endswith(".safetensors"))
+
+
+def _locate(name: str | Path) -> Path:
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        path = Path(str(resources.files("nca_lib") / "pretrained" / f"{name}.safetensors"))
+    if not path.is_file():
+        known = ", ".join(names())
+        raise WeightsError(f"no weights {str(name)!r}; give a .safetensors file or one of: {known}")
+    return path
+
+
+# The public implementation's names (image stage) and ours.
+_REFERENCE_NAMES = {
+    "p0_rgb": "perception",
+    "fc0_rgb": "widen",
+    "fc1_rgb": "narrow",
+    "embedding_network_rgb.0": "embedding.0",
+    "embedding_network_rgb.2": "embedding.2",
+    "embedding_map_1_rgb.0": "modulate_seen.0",
+    "embedding_map_1_rgb.2": "modulate_seen.2",
+    "embedding_map_2_rgb.0": "modulate_hidden.0",
+    "embedding_map_2_rgb.2": "modulate_hidden.2",
+}
+_REFERENCE_PARAMETERS = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+    "bias": "bias",
+}
+
+
+def from_reference(state_dict: Mapping[str, Tensor], *, steps: int, update_probability: float) -> DiffNCA:
+    """A [`DiffNCA`][] from a state dict of the authors' public implementation (its image stage).
+
+    That implementation exchanges height and width inside; the 3x3 kernels are exchanged back here, so that the
+    model takes (B, 3, H, W) like any other. (Position needs no exchange: [`Cell`][] asks for py first.)
+
+    Args:
+        state_dict: names `p0_rgb.weight_g`, ...; read a checkpoint by `torch.load(path, weights_only=True)`.
+        steps: K, the automaton steps per call (not stored in the checkpoint).
+        update_probability: chance that a cell DOES update (the public code's `fire_rate` likewise not stored).
+
+    Raises:
+        WeightsError: names are missing or unknown.
+    """
+    expected = {f"{layer}.{kind}" for layer in _REFERENCE_NAMES for kind in _REFERENCE_PARAMETERS}
+    if set(state_dict) != expected:
+        missing, unknown = sorted(expected - set(state_dict)), sorted(set(state_dict) - expected)
+        raise WeightsError(f"not an image-stage checkpoint: missing {missing}, unknown {unknown}")
+    channels, hidden = state_dict["p0_rgb.bias"].shape[0], state_dict["fc0_rgb.bias"].shape[0]
+    model = DiffNCA(channels, hidden, steps, update_probability=update_probability)
+    translated = {}
+    for theirs, ours in _REFERENCE_NAMES.items():
+        for kind, name in _REFERENCE_PARAMETERS.items():
+            value = torch.as_tensor(state_dict[f"{theirs}.{kind}"])
+            if theirs == "p0_rgb" and kind == "weight_v":
+                value = value.transpose(2, 3)  # a 3x3 kernel's last axis runs along H there
+            translated[f"cell.{ours}.{name}"] = value
+    model.load_state_dict(translated)
+    return model.eval()

@@ -1,0 +1,124 @@
+"""Open every page of the built book from disk in a browser without a network."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, sync_playwright
+
+HTML = Path(__file__).parents[2] / "_build" / "html"
+START = "index.html"  # only leads on to the preface
+CHAPTERS = sorted(page.relative_to(HTML).as_posix() for page in HTML.glob("book/**/*.html"))
+PAGES = [*CHAPTERS, "genindex.html", "search.html"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+LOCAL = ("file:", "data:", "blob:", "about:")
+
+# What a reader would call broken, found in the page itself. Each entry is a list of descriptions.
+DEFECTS = """() => {
+    const visible = element => element.getClientRects().length > 0;
+    const name = element => element.outerHTML.slice(0, 160);
+    const all = selector => [...document.querySelectorAll(selector)];
+    const widget = "script[type^='application/vnd.jupyter.widget'], .jupyter-widgets, .lm-Widget";
+    return {
+        "mathematics left as text": all("span.math, div.math")
+            .filter(m => !m.querySelector("mjx-container")).map(name),
+        "formula with an error": all("[data-mjx-error], mjx-merror, [data-mml-node=merror]").map(name),
+        "picture missing": all("img").filter(i => i.complete && i.naturalWidth === 0).map(name),
+        "picture without alt text": all("article img").filter(i => !i.getAttribute("alt")).map(name),
+        "widget without a kernel": all(widget).map(name),
+        "text of a widget": all(".cell_output .output pre").map(p => p.textContent)
+            .filter(t => /^(interactive|VBox|HBox|IntSlider|FloatSlider|Output)\\(/.test(t)),
+        "icon font missing": all("i.fas, i.fa-solid, i.fab, i.far").some(visible)
+            && !document.fonts.check("900 16px 'Font Awesome 6 Free'") ? ["Font Awesome"] : [],
+    };
+}"""
+OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert CHROMIUM, "these tests need Chromium: apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """One page, opened without a network, and all that went wrong on it."""
+
+    def __init__(self, browser: Browser, path: str, width: int = 1280, query: str = "") -> None:
+        self.problems: list[str] = []
+        self.context = browser.new_context(viewport={"width": width, "height": 900}, offline=True)
+        self.context.route("**/*", self._only_local)
+        self.page: Page = self.context.new_page()
+        self.page.on("console", lambda m: m.type == "error" and self.problems.append(f"console: {m.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
+        self.page.on("requestfailed", lambda r: self.problems.append(f"failed: {r.url} ({r.failure})"))
+        self.page.goto((HTML / path).as_uri() + query, wait_until="load")
+        self.page.evaluate(
+            "async () => { await window.MathJax?.startup?.promise; await document.fonts.ready; }"
+        )
+
+    def _only_local(self, route: Route) -> None:
+        if route.request.url.startswith(LOCAL):
+            route.continue_()
+        else:
+            self.problems.append(f"left the page: {route.request.url}")
+            route.abort()
+
+    def __enter__(self) -> "Visit":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.context.close()
+
+
+def test_the_book_is_built() -> None:
+    assert "book/index.html" in PAGES, "no built book: run `make book` first"
+
+
+def test_start_page_leads_to_the_preface(browser: Browser) -> None:
+    with browser.new_context(offline=True) as context, context.new_page() as page:
+        page.goto((HTML / START).as_uri())
+        page.wait_for_url("**/book/index.html")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_page_reads_from_disk(browser: Browser, path: str) -> None:
+    with Visit(browser, path) as visit:
+        for button in visit.page.locator("button.toggle-button").all():
+            button.click()  # folded solutions are read too
+        visit.page.evaluate(  # and pictures below the fold
+            """() => Promise.all([...document.images].map(image => {
+                image.loading = 'eager';
+                return image.decode().catch(() => 0);
+            }))"""
+        )
+        visit.page.wait_for_timeout(200)
+        defects = {kind: found for kind, found in visit.page.evaluate(DEFECTS).items() if found}
+        assert not visit.problems
+        assert not defects
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_page_fits_a_phone(browser: Browser, path: str) -> None:
+    with Visit(browser, path, width=390) as visit:
+        assert visit.page.evaluate(OVERFLOW) <= 0
+        assert not visit.problems
+
+
+def test_search_finds_a_word(browser: Browser) -> None:
+    with Visit(browser, "search.html", query="?q=automata") as visit:
+        visit.page.wait_for_selector("#search-results li", timeout=10_000)
+        assert not visit.problems

@@ -1,0 +1,90 @@
+"""The book's structure: what each chapter owes its reader, and what git must not hold."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from expected_pages import ROOT, toc_files
+
+BOOK = ROOT / "book"
+CHAPTERS = sorted(BOOK.glob("*.ipynb"))
+STRIP = "run: jupyter nbconvert --clear-output --inplace book/*.ipynb"
+WORDS = (1200, 4500)
+EXERCISES = 3
+CELL_LINES = 45
+
+MATHEMATICS = re.compile(r"\$\$.*?\$\$|\$[^$]*\$", re.DOTALL)
+EXERCISE = re.compile(r"\{exercise\}.*?:label:\s*(\S+)", re.DOTALL)
+SOLUTION = re.compile(r"\{solution(?:-start)?\}\s*(\S+)")
+CITATION = re.compile(r"\{cite[:a-z]*\}`([^`]+)`")
+IMAGE_WITHOUT_ALT = re.compile(r"!\[\s*\]\(")
+FIGURE = re.compile(r"\{(?:figure|image)\}[^\n]*\n(.*?)^(?:`{3,}|:{3,})", re.MULTILINE | re.DOTALL)
+
+
+class Chapter:
+    """A notebook, as the tests read it."""
+
+    def __init__(self, path: Path) -> None:
+        self.cells = json.loads(path.read_text())["cells"]
+        self.code = [cell for cell in self.cells if cell["cell_type"] == "code"]
+        self.text = "\n\n".join("".join(c["source"]) for c in self.cells if c["cell_type"] == "markdown")
+
+    def words(self) -> int:
+        prose = MATHEMATICS.sub(" ", self.text)
+        return len(re.findall(r"[A-Za-z][A-Za-z'-]*", prose))
+
+
+@pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
+def chapter(request: pytest.FixtureRequest) -> Chapter:
+    return Chapter(request.param)
+
+
+def test_every_file_of_the_contents_exists() -> None:
+    missing = [name for name in toc_files() if not list(ROOT.glob(f"{name}.*"))]
+    assert not missing
+
+
+def test_every_notebook_is_in_the_contents() -> None:
+    assert CHAPTERS
+    assert {f"book/{path.stem}" for path in CHAPTERS} <= set(toc_files())
+
+
+def test_outputs_are_stripped(chapter: Chapter) -> None:
+    assert not [cell["id"] for cell in chapter.code if cell["outputs"] or cell["execution_count"]], STRIP
+
+
+def test_chapter_explains_itself(chapter: Chapter) -> None:
+    assert WORDS[0] <= chapter.words() <= WORDS[1], "1,500 to 4,000 words of explanation are the aim"
+
+
+def test_exercises_have_solutions(chapter: Chapter) -> None:
+    exercises = EXERCISE.findall(chapter.text)
+    assert len(exercises) >= EXERCISES
+    assert set(exercises) == set(SOLUTION.findall(chapter.text))
+
+
+def test_solutions_are_folded(chapter: Chapter) -> None:
+    starts = re.findall(r"\{solution(?:-start)?\}[^`]*?:class:\s*dropdown", chapter.text)
+    assert len(starts) == len(SOLUTION.findall(chapter.text))
+
+
+def test_chapter_ends_with_a_summary(chapter: Chapter) -> None:
+    assert re.search(r"^## Summary", chapter.text, re.MULTILINE)
+
+
+def test_citations_are_in_the_bibliography(chapter: Chapter) -> None:
+    cited = {key.strip() for keys in CITATION.findall(chapter.text) for key in keys.split(",")}
+    known = set(re.findall(r"^@\w+\{(\S+),", (BOOK / "references.bib").read_text(), re.MULTILINE))
+    assert cited
+    assert cited <= known
+
+
+def test_pictures_have_words(chapter: Chapter) -> None:
+    assert not IMAGE_WITHOUT_ALT.search(chapter.text)
+    assert all(":alt:" in body for body in FIGURE.findall(chapter.text))
+
+
+def test_code_cells_fit_a_screen(chapter: Chapter) -> None:
+    long = [cell["id"] for cell in chapter.code if "".join(cell["source"]).count("\n") >= CELL_LINES]
+    assert not long, f"code cells of more than {CELL_LINES} lines belong in nca_lib"
