@@ -43,6 +43,8 @@ def sobel_filters() -> Tensor:
 class FixedPerception(nn.Module):
     """Perceive by fixed filters: each channel through identity, d/dx and d/dy; zeros beyond the border."""
 
+    filters: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.channels = channels
@@ -154,7 +156,7 @@ class SamplePool:
         self.states = seed.repeat(size, 1, 1, 1)
 
     def sample(self, batch: int) -> tuple[Tensor, Tensor]:
-        """`batch` different states at random, and their indices for [`replace`][nca_lib.automaton.SamplePool]."""
+        """`batch` different states at random: their indices (for `replace`), and the states."""
         indices = torch.randperm(len(self.states))[:batch]
         return indices, self.states[indices]
 

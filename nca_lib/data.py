@@ -219,7 +219,9 @@ class Folder:
             return f"unreadable ({type(error).__name__})"
         usable = width // self.downscale
         if self.in_space:
-            usable = min(usable * 3 // 4, usable - usable * 3 // 4) if self.split == "test" else usable * 3 // 4
+            usable = (
+                min(usable * 3 // 4, usable - usable * 3 // 4) if self.split == "test" else usable * 3 // 4
+            )
         if self.fit == "crop" and min(usable, height // self.downscale) < self.size:
             part = f" ({usable} pixels wide in the {self.split} part)" if self.in_space else ""
             return (
@@ -296,7 +298,9 @@ def _ladybird() -> Image.Image:
         for flip in (False, True):
             points = [(640 - x if flip else x, y) for x, y in ((300, knee[1] + 30), knee, foot)]
             draw.line(points, fill=black, width=34, joint="curve")
-            draw.ellipse([points[-1][0] - 17, points[-1][1] - 17, points[-1][0] + 17, points[-1][1] + 17], black)
+            draw.ellipse(
+                [points[-1][0] - 17, points[-1][1] - 17, points[-1][0] + 17, points[-1][1] + 17], black
+            )
     for x, tip in ((260, 185), (380, 455)):
         draw.line([(x, 130), (tip, 30)], fill=black, width=26)
         draw.ellipse([tip - 26, 8, tip + 26, 60], black)

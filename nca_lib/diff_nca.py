@@ -8,8 +8,9 @@ times over, every cell looks at its 3x3 neighbourhood and adds an update to what
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -67,8 +68,8 @@ class Cell(nn.Module):
         norm: `"cell"` (local) or `"group"` (one group over the image, affine; not local).
         weight_norm: reparametrise every convolution by direction and gain.
         modulation: multiply perception and hidden layer by small nets of the embedding.
-        position: tell each cell its place on the canvas (py, px, each from 1 to 0) besides t/T and k/K. Without it the rule
-            is the same everywhere, and so is sampling on canvases of any size.
+        position: tell each cell its place on the canvas (py, px, each from 1 to 0) besides t/T and k/K.
+            Without it the rule is the same everywhere, on canvases of any size.
         padding: what lies beyond the border.
         zero_init: start with updates of exactly zero.
     """
@@ -92,8 +93,7 @@ class Cell(nn.Module):
         seen = 2 * channels + EMBEDDING
 
         def conv(fan_in: int, fan_out: int, size: int = 1) -> nn.Module:
-            border = {"padding": size // 2, "padding_mode": padding} if size > 1 else {}
-            layer = nn.Conv2d(fan_in, fan_out, size, **border)
+            layer = nn.Conv2d(fan_in, fan_out, size, padding=size // 2, padding_mode=padding)
             return weight_normalised(layer) if weight_norm else layer
 
         def conditioner(fan_out: int) -> nn.Module:
@@ -114,9 +114,9 @@ class Cell(nn.Module):
 
     def _start_at_zero(self, weight_norm: bool) -> None:
         # Under weight norm the gain is zeroed: a zero direction would be 0/0.
-        weight = self.narrow.parametrizations.weight.original0 if weight_norm else self.narrow.weight
-        nn.init.zeros_(weight)
-        nn.init.zeros_(self.narrow.bias)
+        narrow: Any = self.narrow
+        nn.init.zeros_(narrow.parametrizations.weight.original0 if weight_norm else narrow.weight)
+        nn.init.zeros_(narrow.bias)
 
     def condition(self, time: Tensor, step: float, height: int, width: int) -> Tensor:
         """The embedding of place and time at one step: (B, 4, H, W), or (B, 4, 1, 1) without position.
@@ -234,6 +234,19 @@ class DiffNCA(nn.Module):
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Run the automaton on `noisy` and read its prediction channels."""
         state = self.seed(noisy)
-        for state in self.rollout(state, time):  # noqa: B007 - the last one is the result
+        for state in self.rollout(state, time):  # noqa: B007, B020 - the last one is the result
             pass
         return state[:, self.image_channels : 2 * self.image_channels]
+
+
+def compile_step(model: nn.Module, device: torch.device) -> None:
+    """Compile a model's one step in place (the K repetitions stay a Python loop).
+
+    Where that is not possible (MPS, no C++ compiler) the model stays as it is, and one line says so.
+    """
+    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    if device.type == "mps" or not compiler:
+        print(f"not compiling: {'unsupported on mps' if compiler else 'no C++ compiler found'}")
+        return
+    network = getattr(model, "network", model)
+    getattr(network, "cell", network).compile()

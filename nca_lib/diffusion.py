@@ -171,6 +171,8 @@ class MLP(nn.Module):
         width: units of each hidden layer.
     """
 
+    frequencies: Tensor
+
     def __init__(self, size: int = 8, channels: int = 1, width: int = 256):
         super().__init__()
         values = channels * size * size

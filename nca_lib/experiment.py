@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import itertools
 import json
 import tomllib
 from collections.abc import Callable, Mapping
@@ -178,7 +179,9 @@ class Experiment:
         for section, values in self.to_dict().items():
             if section != "name":
                 lines += ["", f"[{section}]"]
-                lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+                lines += [
+                    f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None
+                ]
         return "\n".join(lines) + "\n"
 
     def build_model(self) -> nn.Module:
@@ -194,13 +197,16 @@ class Experiment:
     def build_data(self, split: Split = "train") -> Images:
         """The data set's training or test split."""
         options = dict(self.data)
-        return DATASETS[options.pop("kind")](**options, split=split)
+        build: Any = DATASETS[options.pop("kind")]
+        return build(**options, split=split)
 
 
 def names() -> list[str]:
     """The names of the shipped experiments."""
     folder = resources.files("nca_lib") / "experiments"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def fields() -> dict[str, tuple[Any, str]]:
@@ -216,20 +222,23 @@ def fields() -> dict[str, tuple[Any, str]]:
 def _meanings(kind: type) -> dict[str, str]:
     # The string under each field is its documentation; it lives in the source only.
     lines = [line.strip() for line in inspect.getsource(kind).splitlines()]
-    pairs = zip(lines, lines[1:], strict=False)
+    pairs = itertools.pairwise(lines)
     return {
-        line.split(":")[0]: below.strip('"') for line, below in pairs if ": " in line and below.startswith('"""')
+        line.split(":")[0]: below.strip('"')
+        for line, below in pairs
+        if ": " in line and below.startswith('"""')
     }
 
 
 def _check_kind(section: str, values: Any, known: Mapping[str, type]) -> None:
     if not isinstance(values, Mapping):
         raise ExperimentError(f"{section}: must be a table, [{section}]")
-    kind = values.get("kind")
+    kind = str(values.get("kind"))
     if kind not in known:
         raise ExperimentError(f"{section}.kind: {kind!r} is unknown; choose one of {', '.join(known)}")
     options = {key: value for key, value in values.items() if key != "kind"}
-    _check(known[kind].__init__, options, section, hidden=("return", "split"))
+    build: Any = known[kind]
+    _check(build.__init__, options, section, hidden=("return", "split"))
 
 
 def _check(target: Callable[..., Any], values: Any, where: str, hidden: tuple[str, ...] = ()) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,12 +103,12 @@ class CounterNoise:
 
     def _words(self, like: Tensor, purpose: Purpose, step: int, block: int) -> tuple[Tensor, ...]:
         batch, _, height, width = like.shape
-        integers = {"dtype": torch.int64, "device": like.device}
-        y = (torch.arange(height, **integers) + self.origin[0]).view(1, 1, height, 1) & _WORD
-        x = (torch.arange(width, **integers) + self.origin[1]).view(1, 1, 1, width) & _WORD
-        sample = (torch.arange(batch, **integers) + self.first_sample).view(batch, 1, 1, 1)
-        channel_word = torch.full((1, 1, 1, 1), (int(purpose) << 24) | block, **integers)
-        step_word = torch.full((1, 1, 1, 1), step & _WORD, **integers)
+        device = like.device
+        y = (torch.arange(height, device=device) + self.origin[0]).view(1, 1, height, 1) & _WORD
+        x = (torch.arange(width, device=device) + self.origin[1]).view(1, 1, 1, width) & _WORD
+        sample = (torch.arange(batch, device=device) + self.first_sample).view(batch, 1, 1, 1)
+        channel_word = torch.full((1, 1, 1, 1), (int(purpose) << 24) | block, device=device)
+        step_word = torch.full((1, 1, 1, 1), step & _WORD, device=device)
         return philox((x, y, step_word, channel_word), (self.seed & _WORD, sample))
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
@@ -135,7 +135,8 @@ class CounterNoise:
 @contextmanager
 def firing_from(model: nn.Module, noise: Noise) -> Iterator[None]:
     """Within the block, every automaton inside `model` draws its firing masks from `noise`."""
-    automata = [(module, module.firing) for module in model.modules() if hasattr(module, "firing")]
+    modules: Iterator[Any] = model.modules()
+    automata = [(module, module.firing) for module in modules if hasattr(module, "firing")]
     for module, _ in automata:
         module.firing = noise
     try:

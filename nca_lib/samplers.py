@@ -11,6 +11,7 @@ never computed by division. [`sample`][] runs a sampler to its end.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,7 +84,7 @@ def _reverse(
     source = noise or TorchNoise()
     visited = timestep_array(schedule.timesteps, steps)
     image = start
-    for step, (now, before) in enumerate(zip(visited[:-1], visited[1:], strict=True)):
+    for step, (now, before) in enumerate(itertools.pairwise(visited)):
         t, t_before = torch.tensor([now]), torch.tensor([before])
         with torch.no_grad():
             predicted = denoiser(image, schedule.time(t).to(image.device).expand(len(image)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import platform
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
 from nca_lib.data import Stream, picture
+from nca_lib.diff_nca import compile_step
 from nca_lib.diffusion import Denoiser
 from nca_lib.experiment import Experiment, Training
 from nca_lib.samplers import sample
@@ -38,8 +38,15 @@ class TrainingError(RuntimeError):
 class Task(Protocol):
     """What the loop needs to know of an experiment: a loss, and how to show and measure progress."""
 
-    model: nn.Module
-    fingerprint: str
+    @property
+    def model(self) -> nn.Module:
+        """The model in training."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data."""
+        ...
 
     def start(self, step: int) -> None:
         """Position the data so that `loss` continues at `step`."""
@@ -229,7 +236,7 @@ def learning_rate(options: Training, step: int, progress: float) -> float:
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the parameters (buffers are copied), with warm-up."""
 
-    def update(average: Tensor, current: Tensor, n: Tensor) -> Tensor:
+    def update(average: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
         return torch.lerp(average, current, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
 
     return AveragedModel(model, avg_fn=update)
@@ -303,7 +310,9 @@ def train(
         run.count(float(loss.detach()), time.perf_counter() - clock)
         bar.update()
         if run.step % options.log_every == 0:
-            bar.set_postfix_str(f"loss {run.smooth_loss:.4f}, {run.images_per_second:.0f} images/s", refresh=False)
+            bar.set_postfix_str(
+                f"loss {run.smooth_loss:.4f}, {run.images_per_second:.0f} images/s", refresh=False
+            )
             writer.add_scalar("loss", run.smooth_loss, run.step)
             writer.add_scalar("learning_rate", rate, run.step)
             writer.add_scalar("images_per_second", run.images_per_second, run.step)
@@ -318,16 +327,6 @@ def train(
     writer.add_scalar("held_out_loss", run.held_out_loss, run.step)
     writer.close()
     return average.module.eval().requires_grad_(False)
-
-
-def compile_step(model: nn.Module, device: torch.device) -> None:
-    """Compile the automaton's one step in place (the K repetitions stay a Python loop)."""
-    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
-    if device.type == "mps" or not compiler:
-        print(f"not compiling: {'unsupported on mps' if compiler else 'no C++ compiler found'}")
-        return
-    network = getattr(model, "network", model)
-    getattr(network, "cell", network).compile()
 
 
 class Run:

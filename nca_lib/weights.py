@@ -83,7 +83,9 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     described = record(name)
     blob = _locate(name).read_bytes()
     if hashlib.sha256(blob).hexdigest() != described["sha256"]:
-        raise WeightsError(f"{name}: the file's sha256 differs from its record's; it is damaged or was replaced")
+        raise WeightsError(
+            f"{name}: the file's sha256 differs from its record's; it is damaged or was replaced"
+        )
     model = Experiment.from_dict(described["experiment"]).build_model()
     model.load_state_dict(parse_safetensors(blob))
     return model.to(device).eval().requires_grad_(False)
@@ -128,13 +130,13 @@ _REFERENCE_PARAMETERS = {
 def from_reference(state_dict: Mapping[str, Tensor], *, steps: int, update_probability: float) -> DiffNCA:
     """A [`DiffNCA`][] from a state dict of the authors' public implementation (its image stage).
 
-    That implementation exchanges height and width inside; the 3x3 kernels are exchanged back here, so that the
-    model takes (B, 3, H, W) like any other. (Position needs no exchange: [`Cell`][] asks for py first.)
+    That implementation exchanges height and width inside; the 3x3 kernels are exchanged back here, so that
+    the model takes (B, 3, H, W) like any other. (Position needs no exchange: [`Cell`][] asks for py first.)
 
     Args:
         state_dict: names `p0_rgb.weight_g`, ...; read a checkpoint by `torch.load(path, weights_only=True)`.
         steps: K, the automaton steps per call (not stored in the checkpoint).
-        update_probability: chance that a cell DOES update (the public code's `fire_rate` likewise not stored).
+        update_probability: chance that a cell DOES update (not stored either).
 
     Raises:
         WeightsError: names are missing or unknown.

@@ -1,0 +1,87 @@
+"""Make the pictures of the book that take minutes: `python book/make_pictures.py`.
+
+Each is what `python -m nca_lib sample` gives for the size, seed and steps below, saved as JPEG.
+"""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import nca_lib
+from nca_lib.automaton import states, to_rgb
+from nca_lib.diff_nca import compile_step
+from nca_lib.figures import to_uint8
+from nca_lib.noise import CounterNoise, firing_from
+from nca_lib.training import computes_bf16
+
+STATIC = Path(__file__).parent / "_static"
+STEPS = 50
+GAP = 6  # pixels between pictures
+
+
+def tissue(model: torch.nn.Module, height: int, width: int, count: int, seed: int):
+    """Images in [-1, 1], in mixed precision where the processor has it."""
+    cpu = torch.device("cpu")
+    with torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16(cpu)):
+        return nca_lib.sample(
+            model, model.schedule, (height, width), count=count, steps=STEPS, seed=seed
+        )
+
+
+def beside(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures of one height in a row."""
+    width = sum(picture.width + GAP for picture in pictures) - GAP
+    row = Image.new("RGB", (width, pictures[0].height), "white")
+    x = 0
+    for picture in pictures:
+        row.paste(picture, (x, 0))
+        x += picture.width + GAP
+    return row
+
+
+def below(rows: list[Image.Image]) -> Image.Image:
+    """Pictures of one width in a column."""
+    height = sum(row.height + GAP for row in rows) - GAP
+    column = Image.new("RGB", (rows[0].width, height), "white")
+    y = 0
+    for row in rows:
+        column.paste(row, (0, y))
+        y += row.height + GAP
+    return column
+
+
+def save(picture: Image.Image, name: str) -> None:
+    """Write a JPEG and say so."""
+    picture.save(STATIC / name, quality=86, optimize=True)
+    print(f"{name}: {picture.width}x{picture.height}", flush=True)
+
+
+def growth() -> Image.Image:
+    """Six moments of a growing automaton, in a row."""
+    automaton = nca_lib.load("growing-regenerate")
+    with firing_from(automaton, CounterNoise(0)), torch.no_grad():
+        grown = list(states(automaton, automaton.seed(36), 80))
+    moments = [grown[k] for k in (0, 8, 16, 28, 44, 79)]
+    stills = [Image.fromarray(to_uint8(to_rgb(state)[0] * 2 - 1)) for state in moments]
+    return beside([still.resize((168, 168), Image.Resampling.NEAREST) for still in stills])
+
+
+def main() -> None:
+    """Make them all."""
+    model = nca_lib.load("diff-nca-tissue")
+    compile_step(model, torch.device("cpu"))
+    four = [Image.fromarray(to_uint8(image)) for image in tissue(model, 256, 256, 4, 0)]
+    save(below([beside(four[:2]), beside(four[2:])]), "tissue-256.jpg")
+    large = Image.fromarray(to_uint8(tissue(model, 512, 512, 1, 0)[0]))
+    save(large, "tissue-512.jpg")
+    strip = Image.fromarray(to_uint8(tissue(model, 512, 2048, 1, 1)[0]))
+    save(strip, "tissue-strip.jpg")
+    cells = growth()
+    banner = strip.crop((0, 0, strip.width, strip.height * 5 // 8))
+    banner = banner.resize((cells.width, cells.width * banner.height // banner.width))
+    save(below([cells, banner]), "banner.jpg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The command line: `python -m nca_lib train | sample | models`.
+
+A wrong argument ends with exit status 2 and one line that says what would be right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nca_lib import experiment as experiments
+from nca_lib import weights
+from nca_lib.data import DataError
+from nca_lib.experiment import Experiment, ExperimentError
+from nca_lib.weights import WeightsError
+
+
+class UsageError(ValueError):
+    """An argument that cannot be used."""
+
+
+def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    from nca_lib.training import train
+
+    experiment = Experiment.read(arguments.experiment, _overrides(extra))
+    folder = Path(arguments.out or Path("runs") / experiment.name)
+    if (folder / "checkpoint.pt").exists() and not arguments.resume:
+        raise UsageError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
+    train(experiment, folder, resume=arguments.resume, device=arguments.device)
+    print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
+
+
+def _overrides(extra: Sequence[str]) -> dict[str, Any]:
+    """`--training.steps 100 --model.position=false` as a dictionary; values are read as TOML."""
+    overrides: dict[str, Any] = {}
+    words = list(extra)
+    while words:
+        key, equals, value = words.pop(0).partition("=")
+        if not key.startswith("--"):
+            raise UsageError(f"{key!r}: unexpected; override experiment keys as --section.key value")
+        if not equals:
+            if not words:
+                raise UsageError(f"{key}: needs a value")
+            value = words.pop(0)
+        try:
+            overrides[key[2:]] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key[2:]] = value
+    return overrides
+
+
+def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    if extra:
+        raise UsageError(f"{extra[0]!r}: unknown argument")
+    import torch
+    from torchvision.utils import make_grid, save_image
+
+    from nca_lib.diff_nca import compile_step
+    from nca_lib.diffusion import Denoiser
+    from nca_lib.samplers import SAMPLERS, sample
+    from nca_lib.training import best_device, computes_bf16
+
+    height, width = _size(arguments.size)
+    out = Path(arguments.out)
+    if not out.parent.is_dir():
+        raise UsageError(f"--out: the folder {out.parent} does not exist")
+    device = torch.device(arguments.device) if arguments.device else best_device()
+    model = weights.load(arguments.model, device)
+    if not isinstance(model, Denoiser):
+        raise UsageError(f"{arguments.model} is not a diffusion model; chapter 1 shows how to grow it")
+    data = weights.record(arguments.model)["experiment"]["data"]
+    channels = 1 if data["kind"] == "digits" else 3
+    # Compiling takes some seconds: worth it from about 50 denoiser calls on a 128x128 image.
+    cells = arguments.count * height * width * (arguments.steps or model.schedule.timesteps)
+    if cells > 50 * 128**2:
+        compile_step(model, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
+        try:
+            images = sample(
+                model,
+                model.schedule,
+                (height, width),
+                count=arguments.count,
+                channels=channels,
+                sampler=SAMPLERS[arguments.sampler],
+                steps=arguments.steps,
+                seed=arguments.seed,
+            )
+        except RuntimeError as error:
+            if "shape" not in str(error):
+                raise
+            raise UsageError(
+                f"--size: {arguments.model} cannot make {width}x{height} images: {error}"
+            ) from error
+    grid = make_grid(images.cpu().float() / 2 + 0.5, nrow=arguments.columns or min(arguments.count, 4))
+    save_image(grid if arguments.count > 1 else images[0].cpu().float() / 2 + 0.5, out)
+    print(f"{out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise UsageError(f"--size: {text!r} is not WIDTHxHEIGHT, for example 256x256") from None
+    if min(width, height) < 2:
+        raise UsageError(f"--size: {text} is too small; at least 2x2")
+    return height, width
+
+
+def _models(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    if extra:
+        raise UsageError(f"{extra[0]!r}: unknown argument")
+    print(f"{'name':24} {'kind':12} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
+    for name in weights.names():
+        record = weights.record(name)
+        experiment = record["experiment"]
+        kind = experiment["model"]["kind"]
+        data = experiment["growing"]["picture"] if kind == "growing-nca" else experiment["data"]["kind"]
+        print(
+            f"{name:24} {kind:12} {record['parameters']:10,} {data:10} {record['steps']:7,} "
+            f"{record['training_seconds'] / 60:7.1f}  {record['hardware']}"
+        )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m nca_lib", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    keys = "\n".join(
+        f"  --{key} {getattr(hint, '__name__', str(hint)).replace('typing.', '')}\n      {meaning}"
+        for key, (hint, meaning) in experiments.fields().items()
+    )
+    train = commands.add_parser(
+        "train",
+        allow_abbrev=False,
+        help="run an experiment",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"any key of the experiment can be overridden:\n  --model.KEY, --data.KEY\n{keys}",
+    )
+    train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(experiments.names())}")
+    train.add_argument("--out", help="folder of the run (default: runs/NAME)")
+    train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    train.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    train.set_defaults(run=_train)
+
+    sample = commands.add_parser("sample", help="draw images from a trained model")
+    sample.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
+    sample.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels (default 64x64)")
+    sample.add_argument("--count", type=_positive, default=1, help="how many images (default 1)")
+    sample.add_argument("--sampler", choices=["ddpm", "ddim"], default="ddim")
+    sample.add_argument("--steps", type=_positive, default=50, help="denoiser calls (default 50)")
+    sample.add_argument("--seed", type=int, default=0, help="same seed, same picture (default 0)")
+    sample.add_argument("--columns", type=_positive, help="images per row of the grid")
+    sample.add_argument("--bf16", action="store_true", help="mixed precision: faster, slightly different")
+    sample.add_argument("--out", default="samples.png", help="the picture to write (default samples.png)")
+    sample.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    sample.set_defaults(run=_sample)
+
+    models = commands.add_parser("models", help="the weights that ship with the library")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    arguments, extra = _parser().parse_known_args(argv)
+    try:
+        arguments.run(arguments, extra)
+    except (UsageError, ExperimentError, WeightsError, DataError, ValueError) as error:
+        print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(main())
