@@ -51,7 +51,8 @@ def show_images(
     count = len(images)
     columns = min(columns, count)
     rows = -(-count // columns)
-    height = inches + (0.25 if titles else 0.0)
+    aspect = images[0].shape[1] / images[0].shape[2]
+    height = inches * aspect + (0.25 if titles else 0.0)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * inches, rows * height), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -169,7 +169,8 @@ class GrowingTask:
             indices, state = indices[order.cpu()], state[order]
             state[:1] = self.model.seed(self.options.size)
             if self.options.regime == "regenerate":
-                state[-3:] = self._damaged(state[-3:])
+                hurt = max(1, self.batch * 3 // 8)  # three of eight, as published
+                state[-hurt:] = self._damaged(state[-hurt:])
         steps = int(torch.randint(self.options.min_rollout, self.options.max_rollout + 1, (1,)))
         state = rollout(self.model, state, steps)
         self.pool.replace(indices, state)

@@ -1,0 +1,228 @@
+"""Diff-NCA: parameter counts, locality, and what must not change its values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from nca_lib.diff_nca import CellNorm, DiffNCA, lift
+from nca_lib.noise import CounterNoise, firing_from
+
+
+def model(steps: int = 3, **options: object) -> DiffNCA:
+    torch.manual_seed(0)
+    options.setdefault("update_probability", 1.0)
+    return DiffNCA(10, 16, steps, **options).double()
+
+
+def inputs(batch: int = 2, height: int = 12, width: int = 13) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randn(batch, 3, height, width, generator=generator, dtype=torch.float64)
+    return noisy, torch.linspace(0.2, 0.8, batch, dtype=torch.float64)
+
+
+def parameters(network: DiffNCA) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_the_published_configurations_have_their_published_parameter_counts() -> None:
+    assert parameters(DiffNCA(96, 512)) == 336_528
+    assert parameters(DiffNCA(96, 512, weight_norm=False)) == 334_600
+    assert parameters(DiffNCA(96, 396, weight_norm=False, norm="group", modulation=False)) == 208_792
+
+
+@pytest.mark.parametrize(
+    ("scalar", "cosines_and_sines"),
+    [
+        (0, [1, 1, 0, 0]),
+        (1, [math.cos(1), math.cos(0.01), math.sin(1), math.sin(0.01)]),
+        (3, [math.cos(3), math.cos(0.03), math.sin(3), math.sin(0.03)]),
+    ],
+)
+def test_the_reference_encoding_is_the_published_formula(scalar: int, cosines_and_sines: list[float]) -> None:
+    scalars = torch.rand(2, 4, 3, 5, dtype=torch.float64)
+    lifted = lift(scalars, "reference")
+    for wave, factor in enumerate(cosines_and_sines):
+        torch.testing.assert_close(lifted[:, 4 * scalar + wave], scalars[:, scalar] * factor)
+
+
+def test_the_reference_encoding_is_linear_and_the_sinusoidal_one_is_not() -> None:
+    a, b = torch.rand(2, 1, 4, 2, 2, dtype=torch.float64)
+    torch.testing.assert_close(lift(2 * a + b, "reference"), 2 * lift(a, "reference") + lift(b, "reference"))
+    assert not torch.allclose(lift(2 * a, "sinusoidal"), 2 * lift(a, "sinusoidal"), atol=0.1)
+
+
+def test_the_sinusoidal_encoding_is_cosine_and_sine_of_each_scalar() -> None:
+    lifted = lift(torch.tensor([0.5, 1.0]).view(1, 2, 1, 1), "sinusoidal").view(2, 4)
+    quarter, full = math.pi / 4, 4 * math.pi
+    expected = [
+        [math.cos(quarter), math.cos(2 * math.pi), math.sin(quarter), math.sin(2 * math.pi)],
+        [math.cos(2 * quarter), math.cos(full), math.sin(2 * quarter), math.sin(full)],
+    ]
+    torch.testing.assert_close(lifted, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+def test_the_cell_norm_gives_each_cell_mean_zero_and_variance_one_by_itself() -> None:
+    x = torch.randn(2, 32, 3, 4) * torch.rand(2, 1, 3, 4) * 10 + torch.randn(2, 1, 3, 4)
+    normal = CellNorm()(x)
+    torch.testing.assert_close(normal.mean(1), torch.zeros(2, 3, 4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normal.var(1, correction=0), torch.ones(2, 3, 4), atol=5e-3, rtol=0)
+    torch.testing.assert_close(CellNorm()(x[..., 1:2, 2:3]), normal[..., 1:2, 2:3])
+    a = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1) * 1e-3
+    torch.testing.assert_close(CellNorm()(a), a / math.sqrt(1e-6 + 1e-5))
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "group"}, {"update_probability": 0.7}, {"weight_norm": False}])
+def test_the_image_channels_never_change(options: dict[str, object]) -> None:
+    network = model(**options)
+    noisy, time = inputs()
+    visited = list(network.rollout(network.seed(noisy), time))
+    assert all(torch.equal(state[:, :3], noisy) for state in visited)
+    assert all(state[:, 3:].abs().max() > 1e-3 for state in visited)
+    assert torch.equal(network.seed(noisy)[:, 3:], torch.zeros(2, 7, 12, 13, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("weight_norm", [True, False])
+def test_zero_init_predicts_zero_but_can_learn(weight_norm: bool) -> None:
+    network = model(zero_init=True, weight_norm=weight_norm)
+    output = network(*inputs())
+    assert torch.count_nonzero(output) == 0
+    (output - 1).square().mean().backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_cell_sees_exactly_as_far_as_the_automaton_has_steps(steps: int) -> None:
+    network = model(steps)
+    noisy, time = inputs(1, 15, 15)
+    noisy.requires_grad_()
+    network(noisy, time)[0, :, 7, 7].sum().backward()
+    seen = noisy.grad.abs().sum(dim=(0, 1)) > 0
+    y, x = torch.meshgrid(torch.arange(15) - 7, torch.arange(15) - 7, indexing="ij")
+    assert torch.equal(seen, torch.maximum(y.abs(), x.abs()) <= steps)
+
+
+def test_group_norm_sees_everything() -> None:
+    network = model(1, norm="group")
+    noisy, time = inputs(1, 15, 15)
+    noisy.requires_grad_()
+    network(noisy, time)[0, :, 7, 7].sum().backward()
+    assert (noisy.grad.abs().sum(dim=(0, 1)) > 0).all()
+
+
+def test_without_position_a_shifted_image_has_a_shifted_output() -> None:
+    noisy, time = inputs(1, 16, 17)
+    shifted = noisy.roll((2, 3), dims=(2, 3))
+
+    def mismatch(network: DiffNCA) -> float:
+        inner = (slice(None), slice(None), slice(5, -3), slice(6, -3))  # clear of border and wrap by K = 3
+        difference = network(shifted, time)[inner] - network(noisy, time).roll((2, 3), dims=(2, 3))[inner]
+        return float(difference.detach().abs().max())
+
+    assert mismatch(model(position=False)) < 1e-12
+    assert mismatch(model(position=True)) > 1e-6
+
+
+def test_a_tile_with_a_halo_equals_the_whole_but_not_under_group_norm() -> None:
+    noisy, time = inputs(1, 20, 22)
+
+    def mismatch(network: DiffNCA) -> float:
+        whole = network(noisy, time)[:, :, 8:12, 7:13]
+        tile = network(noisy[:, :, 5:15, 4:16], time)[:, :, 3:-3, 3:-3]
+        return float((whole - tile).detach().abs().max())
+
+    assert mismatch(model(position=False)) < 1e-12
+    assert mismatch(model(position=False, norm="group")) > 1e-6
+
+
+def test_a_tile_fires_like_the_whole_under_a_counter_source() -> None:
+    noisy, time = inputs(1, 20, 22)
+    network = model(position=False, update_probability=0.6)
+    with firing_from(network, CounterNoise(4)):
+        whole = network(noisy, time)[:, :, 8:12, 7:13]
+    with firing_from(network, CounterNoise(4).at(5, 4)):
+        tile = network(noisy[:, :, 5:15, 4:16], time)[:, :, 3:-3, 3:-3]
+    torch.testing.assert_close(tile, whole, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("probability", [1.0, 0.6])
+def test_checkpointing_changes_neither_values_nor_gradients(probability: float) -> None:
+    results = []
+    for checkpointing in (False, True):
+        network = model(4, update_probability=probability, checkpointing=checkpointing)
+        noisy, time = inputs()
+        noisy.requires_grad_()
+        torch.manual_seed(5)
+        output = network(noisy, time)
+        output.square().sum().backward()
+        results.append([output.detach(), noisy.grad, *(p.grad for p in network.parameters())])
+    for plain, recomputed in zip(*results, strict=True):
+        torch.testing.assert_close(recomputed, plain, atol=1e-12, rtol=1e-12)
+
+
+def test_a_batch_of_one_equals_its_row_of_a_batch() -> None:
+    noisy, _ = inputs(3)
+    time = torch.full((3,), 0.4, dtype=torch.float64)
+    network = model(update_probability=0.6)
+    with firing_from(network, CounterNoise(4)):
+        together = network(noisy, time)
+    with firing_from(network, CounterNoise(4, first_sample=2)):
+        alone = network(noisy[2:], time[2:])
+    torch.testing.assert_close(alone, together[2:], atol=1e-12, rtol=0)
+
+
+def test_rows_do_not_depend_on_the_times_of_other_rows() -> None:
+    noisy, time = inputs(2)
+    network = model()
+    torch.testing.assert_close(network(noisy[1:], time[1:]), network(noisy, time)[1:], atol=1e-12, rtol=0)
+    assert (network(noisy, time) - network(noisy, time.flip(0))).abs().max() > 1e-6
+
+
+def test_modulation_multiplies_and_its_absence_removes_both_nets() -> None:
+    plain, full = model(modulation=False), model()
+    assert plain.cell.modulate_seen is None
+    assert plain.cell.modulate_hidden is None
+    assert parameters(full) > parameters(plain)
+    # The hidden conditioner at zero leaves only the bias of the last layer: a cell then adds a constant.
+    state, embedding = torch.randn(1, 10, 4, 4).double(), torch.randn(1, 4, 1, 1).double()
+    with torch.no_grad():
+        last = full.cell.modulate_hidden[2]
+        last.parametrizations.weight.original0.zero_()
+        last.bias.zero_()
+        update = full.cell(state, embedding) - state
+    expected = (full.cell.narrow.bias * full.cell.writable.view(-1)).view(1, -1, 1, 1).expand_as(update)
+    torch.testing.assert_close(update, expected)
+
+
+def test_position_runs_from_one_to_zero_along_each_axis_and_the_clock_is_t_and_k() -> None:
+    network = model()
+    seen: list[Tensor] = []
+    network.cell.embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    network.cell.condition(torch.tensor([0.25, 0.5], dtype=torch.float64), 0.75, 5, 3)
+    scalars = seen[0].view(2, 4, 4, 5, 3)[:, :, 1]  # times cos(i / 100)
+    for i, expected in enumerate((torch.linspace(1, 0, 5).view(1, 5, 1), torch.linspace(1, 0, 3).view(1, 1, 3))):
+        torch.testing.assert_close(scalars[:, i], (expected.double() * math.cos(i / 100)).expand(2, 5, 3))
+    torch.testing.assert_close(scalars[:, 2, 0, 0], torch.tensor([0.25, 0.5]).double() * math.cos(0.02))
+    torch.testing.assert_close(scalars[:, 3, 4, 2], torch.tensor([0.75, 0.75]).double() * math.cos(0.03))
+
+
+def test_cells_update_with_the_probability_asked_for() -> None:
+    torch.manual_seed(0)
+    network = DiffNCA(8, 8, 1, update_probability=0.8)
+    noisy = torch.randn(4, 3, 50, 50)
+    output = network(noisy, torch.full((4,), 0.5))
+    fired = float((output != 0).any(dim=1).float().mean())
+    assert abs(fired - 0.8) < 5 * math.sqrt(0.8 * 0.2 / 10_000)
+
+
+def test_impossible_automata_are_refused() -> None:
+    with pytest.raises(ValueError, match="channels is 6.*at least 7"):
+        DiffNCA(6, 16)
+    for probability in (0.0, 1.1, -0.5):
+        with pytest.raises(ValueError, match=f"update_probability is {probability}"):
+            DiffNCA(8, 16, update_probability=probability)

@@ -1,0 +1,163 @@
+"""The forward process in closed form, conversions between targets, and the loss."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nca_lib.diffusion import MLP, Denoiser, mse_l1, noise_of, noise_schedule, target_of
+
+NAMES = ("cosine", "linear", "sigmoid")
+TARGETS = ("epsilon", "x0", "v")
+
+
+@pytest.mark.parametrize(("name", "last"), [("cosine", 2.7e-9), ("linear", 0.048)])
+def test_schedules_end_where_they_are_said_to(name: str, last: float) -> None:
+    assert float(noise_schedule(name, 300).alpha_bar[-1]) == pytest.approx(last, rel=0.03)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("timesteps", [2, 300, 1000])
+def test_less_and_less_of_the_image_is_left(name: str, timesteps: int) -> None:
+    schedule = noise_schedule(name, timesteps)
+    assert schedule.alpha_bar.dtype == torch.float64
+    assert schedule.timesteps == timesteps == len(schedule.alpha_bar)
+    assert (schedule.alpha_bar.diff() < 0).all()
+    assert 0 < schedule.alpha_bar[-1] < schedule.alpha_bar[0] < 1
+
+
+def test_the_cosine_schedule_follows_its_formula_where_betas_are_not_clipped() -> None:
+    def f(s: float) -> float:
+        return math.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    alpha_bar = noise_schedule("cosine", 300).alpha_bar
+    for t in (0, 10, 150, 250, 298):
+        assert float(alpha_bar[t]) == pytest.approx(f((t + 1) / 300) / f(0), rel=1e-9)
+
+
+def test_the_sigmoid_schedule_is_symmetric() -> None:
+    alpha_bar = noise_schedule("sigmoid", 300).alpha_bar
+    # The curve at s and at 1 - s adds up to one; index t stands for s = (t + 1)/T.
+    torch.testing.assert_close(alpha_bar[:-1] + alpha_bar[:-1].flip(0), torch.ones(299, dtype=torch.float64))
+    assert float(alpha_bar[149]) == pytest.approx(0.5)
+
+
+def test_impossible_schedules_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        noise_schedule("cosine", 1)
+    with pytest.raises(ValueError, match="'square'.*cosine, linear or sigmoid"):
+        noise_schedule("square")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("t", [0, 50, 299])
+def test_noised_images_have_the_moments_of_the_closed_form(t: int) -> None:
+    torch.manual_seed(t)
+    schedule, n = noise_schedule("linear", 300), 200_000
+    clean = torch.full((n, 1, 1, 1), 0.7, dtype=torch.float64)
+    noisy = schedule.add_noise(clean, torch.full((n,), t), torch.randn_like(clean))
+    alpha_bar = float(torch.cumprod(1 - torch.linspace(1e-4, 0.02, 300, dtype=torch.float64), 0)[t])
+    variance = 1 - alpha_bar
+    assert abs(float(noisy.mean()) - math.sqrt(alpha_bar) * 0.7) < 5 * math.sqrt(variance / n)
+    assert float(noisy.var()) == pytest.approx(variance, rel=5 * math.sqrt(2 / n))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_noising_steps_compose_to_the_jump(name: str) -> None:
+    schedule = noise_schedule(name, 100)
+    factor, variance = 1.0, 0.0
+    for t, beta in enumerate(schedule.betas.tolist()):
+        factor, variance = factor * math.sqrt(1 - beta), (1 - beta) * variance + beta
+        signal, sigma = schedule.signal_and_noise(torch.tensor([t]), torch.empty(1, dtype=torch.float64))
+        assert float(signal) == pytest.approx(factor, rel=1e-10)
+        assert float(sigma) ** 2 == pytest.approx(variance, rel=1e-10)
+
+
+def test_timestep_minus_one_is_the_clean_image_and_each_image_has_its_own_timestep() -> None:
+    schedule, clean, noise = noise_schedule(), torch.rand(3, 3, 2, 2), torch.randn(3, 3, 2, 2)
+    mixed = schedule.add_noise(clean, torch.tensor([-1, 5, 299]), noise)
+    assert torch.equal(mixed[0], clean[0])
+    torch.testing.assert_close(mixed[1:2], schedule.add_noise(clean[1:2], torch.tensor([5]), noise[1:2]))
+    torch.testing.assert_close(mixed[2], noise[2], atol=1e-3, rtol=0)
+
+
+def test_time_is_t_over_the_number_of_timesteps_and_comes_back() -> None:
+    schedule = noise_schedule("cosine", 300)
+    t = torch.arange(300)
+    assert torch.equal(schedule.timestep(schedule.time(t)), t)
+    assert schedule.time(torch.tensor([150])).item() == 0.5
+    assert schedule.time(t).max() < 1
+
+
+def example(t: int = 120) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(2, 3, 4, 4, generator=generator, dtype=torch.float64) * 2 - 1
+    noise = torch.randn(2, 3, 4, 4, generator=generator, dtype=torch.float64)
+    return clean, noise, torch.tensor([t, t + 30])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_leads_back_to_the_noise_and_the_clean_image(name: str, target: str) -> None:
+    clean, noise, t = example()
+    schedule = noise_schedule(name, 300)
+    noisy = schedule.add_noise(clean, t, noise)
+    output = target_of(target, schedule, clean, noise, t)
+    recovered = noise_of(target, schedule, output, noisy, t)
+    torch.testing.assert_close(recovered, noise)
+    torch.testing.assert_close(schedule.clean_from_noise(noisy, t, recovered), clean)
+    torch.testing.assert_close(schedule.noise_from_clean(noisy, t, clean), noise)
+
+
+def test_image_and_velocity_are_a_rotation_of_signal_and_noise() -> None:
+    clean, noise, t = example()
+    schedule = noise_schedule()
+    alpha_bar = schedule.alpha_bar[t].view(-1, 1, 1, 1)
+    noisy = schedule.add_noise(clean, t, noise)
+    velocity = target_of("v", schedule, clean, noise, t)
+    torch.testing.assert_close(clean, alpha_bar.sqrt() * noisy - (1 - alpha_bar).sqrt() * velocity)
+    torch.testing.assert_close(noisy**2 + velocity**2, clean**2 + noise**2)
+
+
+class Oracle(nn.Module):
+    """A network that outputs a fixed answer and remembers what it was told."""
+
+    def __init__(self, answer: Tensor):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+        self.time = time
+        return self.answer
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_denoiser_predicts_the_same_noise_whatever_its_network_predicts(target: str) -> None:
+    clean, noise, t = example()
+    schedule = noise_schedule()
+    network = Oracle(target_of(target, schedule, clean, noise, t))
+    denoiser = Denoiser(network, schedule, target)
+    noisy = schedule.add_noise(clean, t, noise)
+    torch.testing.assert_close(denoiser(noisy, schedule.time(t)), noise)
+    assert float(denoiser.loss(clean, t, noise)) == pytest.approx(0, abs=1e-6)
+    assert torch.equal(network.time, t / 300)
+
+
+def test_the_loss_is_squared_plus_absolute_error() -> None:
+    prediction, target = torch.tensor([1.0, 2.0, -3.0]), torch.tensor([0.0, 2.0, 1.0])
+    assert float(mse_l1(prediction, target)) == pytest.approx((1 + 0 + 16) / 3 + (1 + 0 + 4) / 3)
+    clean, noise, t = example()
+    denoiser = Denoiser(Oracle(noise + 0.5), noise_schedule(), "epsilon")
+    assert float(denoiser.loss(clean, t, noise)) == pytest.approx(0.25 + 0.5)
+
+
+def test_the_small_network_tells_times_apart() -> None:
+    torch.manual_seed(0)
+    network, noisy = MLP(size=4, width=32), torch.randn(1, 1, 4, 4).expand(300, 1, 4, 4)
+    output = network(noisy, torch.arange(300) / 300).flatten(1)
+    assert output.shape == (300, 16)
+    distance = torch.cdist(output, output, compute_mode="donot_use_mm_for_euclid_dist")
+    distance.fill_diagonal_(1)
+    assert distance.min() > 1e-5

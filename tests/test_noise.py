@@ -1,0 +1,140 @@
+"""Noise sources: published generator vectors, addressing, and statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from nca_lib.automaton import GrowingNCA
+from nca_lib.noise import CounterNoise, Purpose, TorchNoise, firing_from, philox
+
+LIKE = torch.empty(2, 3, 12, 10)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_philox_gives_the_known_answers_of_random123(counter: str, key: str, expected: str) -> None:
+    words = tuple(torch.tensor(int(word, 16)) for word in counter.split())
+    k0, k1 = (int(word, 16) for word in key.split())
+    assert " ".join(f"{int(word):08x}" for word in philox(words, (k0, k1))) == expected
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+def test_a_tile_holds_its_part_of_the_whole_bit_for_bit(kind: str) -> None:
+    whole_source = CounterNoise(7)
+    tile_source = whole_source.at(5, 3)
+    tile_like = LIKE[:, :, 5:11, 3:9]
+    if kind == "normal":
+        whole = whole_source.normal(LIKE, Purpose.SAMPLER, 4)
+        tile = tile_source.normal(tile_like, Purpose.SAMPLER, 4)
+    else:
+        whole = whole_source.uniform(LIKE, Purpose.FIRING, 4, 6)
+        tile = tile_source.uniform(tile_like, Purpose.FIRING, 4, 6)
+    assert torch.equal(tile, whole[:, :, 5:11, 3:9])
+
+
+def test_a_tile_may_begin_left_of_and_above_the_canvas() -> None:
+    halo = CounterNoise(7).at(-2, -3).normal(torch.empty(1, 3, 10, 10), Purpose.START, 0)
+    inside = CounterNoise(7).normal(torch.empty(1, 3, 8, 7), Purpose.START, 0)
+    assert torch.equal(halo[:, :, 2:, 3:], inside)
+
+
+def test_a_later_batch_continues_the_samples_of_a_larger_one() -> None:
+    whole = CounterNoise(1).normal(torch.empty(5, 3, 4, 4), Purpose.START, 0)
+    later = CounterNoise(1, first_sample=3).normal(torch.empty(2, 3, 4, 4), Purpose.START, 0)
+    assert torch.equal(later, whole[3:])
+
+
+def test_channels_do_not_depend_on_how_many_are_asked_for() -> None:
+    many = CounterNoise(1).normal(torch.empty(1, 9, 4, 4), Purpose.START, 0)
+    few = CounterNoise(1).normal(torch.empty(1, 3, 4, 4), Purpose.START, 0)
+    assert torch.equal(few, many[:, :3])
+
+
+def test_purposes_steps_substeps_samples_and_seeds_are_uncorrelated() -> None:
+    like = torch.empty(2, 1, 100, 100)
+
+    def uniform(seed: int, purpose: Purpose, step: int, substep: int) -> torch.Tensor:
+        return CounterNoise(seed).uniform(like, purpose, step, substep)
+
+    first = uniform(0, Purpose.FIRING, 0, 0)
+    columns = [first[0], first[1]]
+    columns += [uniform(*address)[0] for address in _other_addresses()]
+    correlation = torch.corrcoef(torch.stack([column.flatten() for column in columns]))
+    off_diagonal = correlation - torch.eye(len(columns))
+    assert off_diagonal.abs().max() < 0.05  # five standard errors of 10,000 pairs
+
+
+def _other_addresses() -> list[tuple[int, Purpose, int, int]]:
+    firing = Purpose.FIRING
+    return [
+        (1, firing, 0, 0),
+        (-1, firing, 0, 0),
+        (0, Purpose.START, 0, 0),
+        (0, Purpose.SAMPLER, 0, 0),
+        (0, firing, 1, 0),
+        (0, firing, 0, 1),
+        (0, firing, 0, 4),
+        (0, firing, 0, 5),
+    ]
+
+
+def test_neighbouring_cells_and_channels_are_uncorrelated() -> None:
+    field = CounterNoise(3).normal(torch.empty(1, 8, 128, 128), Purpose.START, 0)[0]
+    pairs = [(field[:, :, 1:], field[:, :, :-1]), (field[:, 1:], field[:, :-1]), (field[1:], field[:-1])]
+    for a, b in pairs:
+        assert abs(float((a * b).mean())) < 5 / b.numel() ** 0.5
+
+
+def test_normal_numbers_are_standard_normal() -> None:
+    numbers = CounterNoise(5).normal(torch.empty(1, 4, 150, 150), Purpose.START, 0).flatten().double()
+    n = len(numbers)
+    assert abs(float(numbers.mean())) < 4 / n**0.5
+    assert abs(float(numbers.var()) - 1) < 4 * (2 / n) ** 0.5
+    assert abs(float((numbers**4).mean()) - 3) < 4 * (96 / n) ** 0.5
+    assert stats.kstest(numbers.numpy(), "norm").pvalue > 1e-3
+
+
+def test_uniform_numbers_fill_the_unit_interval_evenly() -> None:
+    numbers = CounterNoise(5).uniform(torch.empty(2, 1, 200, 200), Purpose.FIRING, 0, 3).flatten()
+    assert numbers.min() >= 0
+    assert numbers.max() < 1
+    assert stats.kstest(numbers.double().numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**31, 2**32 - 2, -(2**31)])
+def test_any_integer_is_a_seed(seed: int) -> None:
+    first = CounterNoise(seed).normal(LIKE, Purpose.START, 0)
+    assert first.isfinite().all()
+    assert torch.equal(first, CounterNoise(seed).normal(LIKE, Purpose.START, 0))
+    assert not torch.equal(first, CounterNoise(seed + 1).normal(LIKE, Purpose.START, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_numbers_take_the_dtype_of_the_tensor_they_are_for(dtype: torch.dtype) -> None:
+    assert CounterNoise(0).normal(LIKE.to(dtype), Purpose.START, 0).dtype == dtype
+    assert CounterNoise(0).uniform(LIKE.to(dtype), Purpose.FIRING, 0, 0).dtype == torch.float32
+
+
+def test_torch_noise_follows_the_generator_of_torch() -> None:
+    torch.manual_seed(3)
+    drawn = TorchNoise().normal(LIKE, Purpose.START, 0), TorchNoise().uniform(LIKE, Purpose.FIRING, 0, 0)
+    torch.manual_seed(3)
+    assert torch.equal(drawn[0], torch.randn(2, 3, 12, 10))
+    assert torch.equal(drawn[1], torch.rand(2, 1, 12, 10))
+
+
+def test_firing_from_reaches_nested_automata_and_restores_their_source_after_an_error() -> None:
+    automaton = GrowingNCA(8, 16)
+    before, counter = automaton.firing, CounterNoise(1)
+    with pytest.raises(RuntimeError, match="stop"), firing_from(torch.nn.Sequential(automaton), counter):
+        assert automaton.firing is counter
+        raise RuntimeError("stop")
+    assert automaton.firing is before

@@ -1,0 +1,132 @@
+"""Weights: parity with the public implementation, and files that say what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import nca_lib
+from nca_lib import weights
+from nca_lib.diff_nca import DiffNCA
+from nca_lib.experiment import Experiment
+from nca_lib.weights import WeightsError, from_reference
+
+GOLDEN = Path(__file__).parent / "golden" / "reference_c8_h16.npz"
+TINY = Experiment.from_dict(
+    {"name": "tiny", "model": {"kind": "diff-nca", "channels": 8, "hidden": 16, "steps": 2}}
+)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    with np.load(GOLDEN) as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+def image_stage(golden: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = {name.removeprefix("weights/"): name for name in golden if name.startswith("weights/")}
+    return {name: golden[full] for name, full in names.items() if "rgb" in name}
+
+
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 2e-6)])
+def test_the_image_stage_reproduces_the_public_implementation(
+    golden: dict[str, Tensor], case: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    steps = int(golden[f"case{case}/steps"])
+    model = from_reference(image_stage(golden), steps=steps, update_probability=1.0).to(dtype)
+    noisy = golden[f"case{case}/image"].permute(0, 3, 1, 2).to(dtype)
+    expected = golden[f"case{case}/image_only_state"].permute(0, 3, 1, 2).to(dtype)
+    with torch.no_grad():
+        *_, state = model.rollout(model.seed(noisy), golden[f"case{case}/t"].to(dtype))
+    assert float((state - expected).abs().max() / expected.abs().max()) < tolerance
+
+
+def test_from_reference_takes_the_probability_that_a_cell_does_update(golden: dict[str, Tensor]) -> None:
+    model = from_reference(image_stage(golden), steps=5, update_probability=0.9)
+    assert isinstance(model, DiffNCA)
+    assert (model.channels, model.steps, model.update_probability) == (8, 5, 0.9)
+    assert not model.training
+
+
+def test_missing_and_unknown_names_are_refused_by_name(golden: dict[str, Tensor]) -> None:
+    short = image_stage(golden)
+    del short["fc1_rgb.weight_g"]
+    with pytest.raises(WeightsError, match=r"missing \['fc1_rgb.weight_g'\], unknown \[\]"):
+        from_reference(short, steps=1, update_probability=1.0)
+    with pytest.raises(WeightsError, match=r"missing \[\], unknown \['extra.bias'\]"):
+        from_reference(image_stage(golden) | {"extra.bias": torch.zeros(1)}, steps=1, update_probability=1.0)
+
+
+def test_a_saved_model_is_loaded_with_the_same_values(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, path = TINY.build_model(), tmp_path / "tiny.safetensors"
+    weights.save(model, path, {"experiment": TINY.to_dict(), "seed": 3})
+    loaded = weights.load(path)
+    saved, found = model.state_dict(), loaded.state_dict()
+    assert saved.keys() == found.keys()
+    assert all(torch.equal(saved[name], found[name]) for name in saved)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["tiny.json", "tiny.safetensors"]
+
+
+def test_the_record_describes_the_file(tmp_path: Path) -> None:
+    model, path = TINY.build_model(), tmp_path / "tiny.safetensors"
+    weights.save(model, path, {"experiment": TINY.to_dict(), "seed": 3})
+    record = weights.record(path)
+    assert record["seed"] == 3
+    assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert record["library_version"] == nca_lib.__version__
+    assert Experiment.from_dict(record["experiment"]) == TINY
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    weights.save(TINY.build_model(), path, {"experiment": TINY.to_dict()})
+    blob = bytearray(path.read_bytes())
+    blob[-1] ^= 1
+    path.write_bytes(blob)
+    with pytest.raises(WeightsError, match=r"tiny\.safetensors.*sha256"):
+        weights.load(path)
+
+
+def test_weights_without_their_record_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    weights.save(TINY.build_model(), path, {"experiment": TINY.to_dict()})
+    path.with_suffix(".json").unlink()
+    with pytest.raises(WeightsError, match=r"tiny\.json is missing"):
+        weights.load(path)
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(WeightsError, match="no weights 'nonsense'") as caught:
+        weights.load("nonsense")
+    assert weights.names()
+    assert all(name in str(caught.value) for name in weights.names())
+
+
+@pytest.mark.parametrize("name", weights.names())
+def test_shipped_weights_load_and_their_records_are_complete(name: str) -> None:
+    model, record = weights.load(name), weights.record(name)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    expected = {"experiment", "data_fingerprint", "seed", "images_seen", "hardware", "training_seconds"}
+    assert expected | {"training_loss", "held_out_loss", "sha256", "library_version"} <= record.keys()
+    assert record["experiment"]["name"] == name
+    assert record["images_seen"] > 0
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    weights.write_atomically(path, json.dumps({"version": 1}).encode())
+    with pytest.raises(TypeError):
+        weights.write_atomically(path, "not bytes")  # type: ignore[arg-type]
+    assert json.loads(path.read_text()) == {"version": 1}
