@@ -141,7 +141,10 @@ def test_cells_fire_with_the_probability_asked_for() -> None:
     for probability in (0.25, 0.9):
         mask = firing_mask(state, probability, TorchNoise(), 0)
         assert set(mask.unique().tolist()) == {0.0, 1.0}
-        assert abs(float(mask.mean()) - probability) < 5 * (probability * (1 - probability) / mask.numel()) ** 0.5
+        assert (
+            abs(float(mask.mean()) - probability)
+            < 5 * (probability * (1 - probability) / mask.numel()) ** 0.5
+        )
     assert firing_mask(state, 1.0, TorchNoise(), 0).all()
 
 

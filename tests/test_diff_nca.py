@@ -75,7 +75,9 @@ def test_the_cell_norm_gives_each_cell_mean_zero_and_variance_one_by_itself() ->
     torch.testing.assert_close(CellNorm()(a), a / math.sqrt(1e-6 + 1e-5))
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "group"}, {"update_probability": 0.7}, {"weight_norm": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"norm": "group"}, {"update_probability": 0.7}, {"weight_norm": False}]
+)
 def test_the_image_channels_never_change(options: dict[str, object]) -> None:
     network = model(**options)
     noisy, time = inputs()
@@ -205,7 +207,9 @@ def test_position_runs_from_one_to_zero_along_each_axis_and_the_clock_is_t_and_k
     network.cell.embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     network.cell.condition(torch.tensor([0.25, 0.5], dtype=torch.float64), 0.75, 5, 3)
     scalars = seen[0].view(2, 4, 4, 5, 3)[:, :, 1]  # times cos(i / 100)
-    for i, expected in enumerate((torch.linspace(1, 0, 5).view(1, 5, 1), torch.linspace(1, 0, 3).view(1, 1, 3))):
+    for i, expected in enumerate(
+        (torch.linspace(1, 0, 5).view(1, 5, 1), torch.linspace(1, 0, 3).view(1, 1, 3))
+    ):
         torch.testing.assert_close(scalars[:, i], (expected.double() * math.cos(i / 100)).expand(2, 5, 3))
     torch.testing.assert_close(scalars[:, 2, 0, 0], torch.tensor([0.25, 0.5]).double() * math.cos(0.02))
     torch.testing.assert_close(scalars[:, 3, 4, 2], torch.tensor([0.75, 0.75]).double() * math.cos(0.03))

@@ -70,7 +70,7 @@ def test_ddim_converges_to_the_exact_transport_with_first_order() -> None:
     ]
     orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert all(0.8 < order < 1.25 for order in orders), (errors, orders)
-    assert errors[-1] < 0.01
+    assert errors[-1] < 0.02
 
 
 def test_ddpm_reproduces_mean_and_variance_of_the_data() -> None:

@@ -1,0 +1,280 @@
+"""Data sets: real pixels, disjoint splits, a resumable stream, and folders of awkward files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import immunohistochemistry
+from torch import Tensor
+
+from nca_lib.data import DataError, Digits, Folder, Stream, Tissue, _read_rgb, picture, random_crop
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def grey(value: int, width: int = 40, height: int = 32) -> Image.Image:
+    return Image.new("L", (width, height), value)
+
+
+def noise_image(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "images").mkdir()
+    return tmp_path / "images"
+
+
+# Tissue
+
+
+def test_tissue_splits_are_the_left_three_quarters_and_the_right_quarter_of_the_photograph() -> None:
+    photo = torch.from_numpy(immunohistochemistry()).permute(2, 0, 1).float() / 127.5 - 1
+    assert torch.equal(torch.cat([Tissue().photo, Tissue(split="test").photo], dim=2), photo)
+    assert Tissue().photo.shape == (3, 512, 384)
+
+
+def test_every_tissue_crop_is_found_in_its_split_of_the_photograph() -> None:
+    for split in ("train", "test"):
+        data = Tissue(size=6, split=split)
+        windows = data.photo.unfold(1, 6, 1).unfold(2, 6, 1)[:, :, :, 0, 0]
+        for seed in range(5):
+            crop = data.image(0, rng(seed))
+            assert any(_occurs(turned, data.photo, windows) for turned in _symmetries(crop))
+
+
+def _symmetries(image: Tensor) -> list[Tensor]:
+    turned = [image.rot90(k, (1, 2)) for k in range(4)]
+    return turned + [t.flip(2) for t in turned]
+
+
+def _occurs(crop: Tensor, photo: Tensor, corners: Tensor) -> bool:
+    size = crop.shape[1]
+    places = (corners == crop[:, :1, 0, None]).all(dim=0).nonzero().tolist()
+    return any(torch.equal(photo[:, y : y + size, x : x + size], crop) for y, x in places)
+
+
+def test_all_eight_orientations_occur_and_two_or_one_where_asked_for() -> None:
+    image = torch.arange(9.0).view(1, 3, 3)
+    for orientations in (8, 2, 1):
+        generator = rng()
+        seen = {tuple(random_crop(image, 3, generator, orientations).flatten().tolist()) for _ in range(200)}
+        assert len(seen) == orientations
+    assert {tuple(t.flatten().tolist()) for t in _symmetries(image)} == {
+        tuple(random_crop(image, 3, rng(seed)).flatten().tolist()) for seed in range(100)
+    }
+
+
+def test_crops_reach_every_corner() -> None:
+    image = torch.arange(20.0).view(1, 4, 5)
+    seen = {float(random_crop(image, 2, rng(seed), 1)[0, 0, 0]) for seed in range(300)}
+    assert seen == {float(5 * y + x) for y in range(3) for x in range(4)}
+
+
+def test_a_crop_larger_than_the_tissue_is_refused() -> None:
+    with pytest.raises(DataError, match="size is 129.*test part.*128x512"):
+        Tissue(size=129, split="test")
+    with pytest.raises(DataError, match="192x256"):
+        Tissue(size=200, downscale=2)
+
+
+# Digits
+
+
+def test_digits_are_the_real_ones_in_range_and_split_by_writer() -> None:
+    from sklearn.datasets import load_digits
+
+    train, test = Digits(), Digits(split="test")
+    assert (len(train), len(test)) == (1500, 297)
+    everything = torch.cat([train.images, test.images])
+    assert (everything.min(), everything.max()) == (-1, 1)
+    assert np.array_equal(((everything[:, 0] + 1) * 8).numpy(), load_digits().images)
+    assert train.labels[:10].tolist() == list(range(10))
+    large = Digits(size=16).image(3, rng())
+    assert large.shape == (1, 16, 16)
+    assert large.abs().max() <= 1
+
+
+# Stream
+
+
+def test_an_item_of_the_stream_depends_on_the_seed_and_its_number_only() -> None:
+    data = Tissue(size=8)
+    forwards = [Stream(data, seed=3)[n] for n in range(5)]
+    late = Stream(data, seed=3)
+    assert torch.equal(late[4], forwards[4])
+    assert torch.equal(late[0], forwards[0])
+    assert not torch.equal(Stream(data, seed=4)[0], forwards[0])
+    assert not torch.equal(forwards[0], forwards[1])
+
+
+def test_each_pass_of_the_stream_visits_every_image_once_in_a_new_order() -> None:
+    class Numbers:
+        channels, size = 1, 1
+
+        def __len__(self) -> int:
+            return 7
+
+        def image(self, index: int, rng: np.random.Generator) -> Tensor:
+            return torch.tensor(index)
+
+        def fingerprint(self) -> str:
+            return ""
+
+    stream = Stream(Numbers(), seed=0)
+    passes = [[int(stream[7 * epoch + n]) for n in range(7)] for epoch in range(4)]
+    assert all(sorted(order) == list(range(7)) for order in passes)
+    assert len({tuple(order) for order in passes}) > 1
+
+
+# Folder
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "LA", "CMYK"])
+def test_images_of_every_mode_are_read_as_rgb(folder: Path, mode: str) -> None:
+    suffix = "jpg" if mode == "CMYK" else "png"
+    Image.new("RGB", (40, 32), (255, 255, 255)).convert(mode).save(folder / f"white.{suffix}")
+    image = Folder(str(folder), size=8).image(0, rng())
+    assert image.shape == (3, 8, 8)
+    torch.testing.assert_close(image, torch.ones(3, 8, 8), atol=0.02, rtol=0)
+
+
+def test_palette_colours_are_looked_up(folder: Path) -> None:
+    noise_image(40, 32).quantize(8).save(folder / "palette.png")
+    with Image.open(folder / "palette.png") as image:
+        expected = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
+    torch.testing.assert_close(_read_rgb(folder / "palette.png", 1).permute(1, 2, 0), torch.from_numpy(expected))
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped(folder: Path) -> None:
+    ramp = np.linspace(0, 65535, 40).round().astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (32, 1))).save(folder / "ramp.png")
+    image = _read_rgb(folder / "ramp.png", 1)
+    expected = torch.linspace(-1, 1, 40).expand(3, 32, 40)
+    torch.testing.assert_close(image, expected, atol=1e-4, rtol=0)
+
+
+def test_a_photograph_that_was_taken_sideways_is_turned_upright(folder: Path) -> None:
+    upright = noise_image(12, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored so that it must be turned a quarter clockwise for display
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "sideways.png", exif=exif)
+    expected = torch.from_numpy(np.asarray(upright, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+    torch.testing.assert_close(_read_rgb(folder / "sideways.png", 1), expected)
+    with pytest.raises(DataError, match="12x40 is too small"):
+        Folder(str(folder), size=10)  # 9 columns are left of the held-out quarter
+
+
+def test_downscaling_averages_squares(folder: Path) -> None:
+    noise_image(40, 32).save(folder / "a.png")
+    full, half = _read_rgb(folder / "a.png", 1), _read_rgb(folder / "a.png", 2)
+    expected = full.view(3, 16, 2, 20, 2).mean(dim=(2, 4))
+    torch.testing.assert_close(half, expected)
+
+
+def test_resizing_keeps_the_centre_and_the_aspect(folder: Path) -> None:
+    for n in range(10):
+        picture = Image.new("RGB", (60, 20), "black")
+        picture.paste("white", (20, 0, 40, 20))
+        picture.save(folder / f"{n}.png")
+    image = Folder(str(folder), size=10, fit="resize", orientations=1).image(0, rng())
+    torch.testing.assert_close(image[:, :, 2:8], torch.ones(3, 10, 6), atol=0.05, rtol=0)
+    assert image.shape == (3, 10, 10)
+
+
+def test_many_files_are_split_by_file(folder: Path) -> None:
+    (folder / "deeper").mkdir()
+    for n in range(24):
+        grey(n).save((folder if n % 2 else folder / "deeper") / f"{n}.png")
+    train, test = (set(Folder(str(folder), 8, split=split).files) for split in ("train", "test"))
+    assert not train & test
+    assert len(train | test) == 24
+    assert len(test) == 3
+    values = {int(f.stem) for f in test}
+    data = Folder(str(folder), 8, split="test")
+    seen = {round(float((data.image(n, rng(n))[0, 0, 0] + 1) * 127.5)) for n in range(20)}
+    assert seen == values
+
+
+def test_few_files_are_split_in_space(folder: Path) -> None:
+    picture = Image.new("RGB", (64, 40), "black")
+    picture.paste("white", (48, 0, 64, 40))
+    picture.save(folder / "a.png")
+    train, test = Folder(str(folder), 8), Folder(str(folder), 8, split="test")
+    assert len(train) == 256
+    for n in range(60):
+        assert train.image(n, rng(n)).max() == -1
+        assert test.image(n, rng(n)).min() == 1
+
+
+def test_every_bad_file_is_named_with_its_problem(folder: Path) -> None:
+    grey(0).save(folder / "good.png")
+    (folder / "text.png").write_text("this is no image")
+    (folder / "empty.jpg").write_bytes(b"")
+    grey(0, width=10, height=5).save(folder / "small.png")
+    with pytest.raises(DataError) as caught:
+        Folder(str(folder), size=8)
+    message = str(caught.value)
+    assert "3 of 4 files" in message
+    for name, problem in (("text.png", "unreadable"), ("empty.jpg", "unreadable"), ("small.png", "10x5 is too small")):
+        assert any(name in line and problem in line for line in message.splitlines())
+    assert "good.png" not in message
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_truncated_file_is_named(folder: Path, suffix: str) -> None:
+    file = folder / f"cut.{suffix}"
+    noise_image(80, 60).save(file)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(DataError, match=rf"cut\.{suffix}.*unreadable"):
+        Folder(str(folder), size=8).image(0, rng())
+
+
+def test_empty_and_missing_folders_are_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"images holds no images; known kinds are .*\.png"):
+        Folder(str(folder))
+    with pytest.raises(DataError, match="nowhere is not a directory"):
+        Folder(str(folder / "nowhere"))
+
+
+@pytest.mark.parametrize("kind", ["tissue", "digits"])
+def test_a_fingerprint_names_the_pixels(kind: str) -> None:
+    build = {"tissue": Tissue, "digits": Digits}[kind]
+    assert build(8).fingerprint() == build(8).fingerprint()
+    assert build(8).fingerprint() != build(8, split="test").fingerprint()
+
+
+# Targets for growing
+
+
+def test_the_ladybird_is_premultiplied_and_has_a_margin() -> None:
+    target = picture("ladybird", 40)
+    assert target.shape == (4, 40, 40)
+    assert (target[:3] <= target[3:] + 1e-6).all()
+    assert 0 <= target.min() < target.max() <= 1
+    opaque = target[3] > 0
+    assert opaque[20, 20]
+    assert 0.3 < opaque.float().mean() < 0.7
+    for border in (opaque[:4], opaque[-4:], opaque[:, :4], opaque[:, -4:]):
+        assert not border.any()
+
+
+def test_a_half_transparent_picture_is_premultiplied_and_centred(tmp_path: Path) -> None:
+    Image.new("RGBA", (16, 16), (255, 0, 51, 128)).save(tmp_path / "glass.png")
+    target = picture(str(tmp_path / "glass.png"), 20)
+    alpha = 128 / 255
+    expected = torch.tensor([alpha, 0, alpha * 0.2, alpha]).view(4, 1, 1).expand(4, 16, 16)
+    torch.testing.assert_close(target[:, 2:18, 2:18], expected)
+    assert torch.count_nonzero(target[3]) == 16 * 16
+
+
+def test_a_bad_picture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.png: neither 'ladybird' nor a readable image"):
+        picture(str(tmp_path / "none.png"), 20)

@@ -1,0 +1,108 @@
+"""The command line: same seed, same picture; one clear line and exit status 2 for what is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nca_lib import weights
+from nca_lib.__main__ import main
+
+TINY = ["--model.width", "16", "--training.steps", "4", "--training.batch", "4", "--training.save_every=2"]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_same_seed_gives_the_same_picture_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        out = str(tmp_path / f"{name}.png")
+        assert (
+            main(["sample", "digits-mlp", "--size", "8x8", "--steps", "5", "--seed", seed, "--out", out]) == 0
+        )
+    a, b, c = (pixels(tmp_path / f"{name}.png") for name in "abc")
+    assert (a == b).all()
+    assert (a != c).any()
+
+
+def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> None:
+    out = tmp_path / "wide.png"
+    arguments = ["sample", "diff-nca-tissue", "--size", "24x16", "--steps", "2", "--out", str(out)]
+    assert main(arguments) == 0
+    assert Image.open(out).size == (24, 16)
+    assert main([*arguments, "--count", "3", "--columns", "3"]) == 0
+    assert Image.open(out).size == (3 * 24 + 4 * 2, 16 + 2 * 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "nonsense"], ["nonsense", "digits-mlp"]),
+        (["sample", "digits-mlp", "--size", "big"], ["--size", "'big'", "256x256"]),
+        (["sample", "digits-mlp", "--size", "9x9"], ["--size", "digits-mlp", "9x9"]),
+        (["sample", "digits-mlp", "--size", "8x8", "--steps", "301"], ["301", "300"]),
+        (
+            ["sample", "digits-mlp", "--size", "8x8", "--out", "no/such/folder/x.png"],
+            ["--out", "no/such/folder"],
+        ),
+        (["sample", "growing-grow"], ["growing-grow", "not a diffusion model"]),
+        (["sample", "digits-mlp", "--colour", "red"], ["--colour"]),
+        (["train", "nonsense"], ["nonsense", "diff-nca-tissue"]),
+        (["train", "digits-mlp", "--training.stepz", "3"], ["training.stepz", "'steps'"]),
+        (["train", "digits-mlp", "--training.steps", "many"], ["training.steps", "'many'", "int"]),
+        (["train", "digits-mlp", "--training.steps"], ["--training.steps", "value"]),
+        (
+            ["train", "digits-mlp", "--data.kind", "folder", "--data.path", "no-such-folder"],
+            ["no-such-folder"],
+        ),
+    ],
+)
+def test_wrong_arguments_exit_with_2_and_one_line(
+    arguments: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_unknown_commands_and_choices_exit_with_2() -> None:
+    for arguments in (
+        [],
+        ["dance"],
+        ["sample", "digits-mlp", "--sampler", "euler"],
+        ["sample", "x", "--count", "0"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+
+
+def test_train_writes_a_model_that_can_be_sampled_and_refuses_to_overwrite_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train = ["train", "digits-mlp", *TINY, "--out", str(run), "--device", "cpu"]
+    assert main(train) == 0
+    model = str(run / "model.safetensors")
+    assert weights.record(model)["steps"] == 4
+    assert main(["sample", model, "--size", "8x8", "--steps", "2", "--out", str(tmp_path / "x.png")]) == 0
+    capsys.readouterr()
+    assert main(train) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main([*train, "--resume"]) == 0
+
+
+def test_models_lists_everything_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    table = capsys.readouterr().out
+    for name in weights.names():
+        assert name in table
+        assert f"{weights.record(name)['parameters']:,}" in table
