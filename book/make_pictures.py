@@ -20,12 +20,19 @@ STEPS = 50
 GAP = 6  # pixels between pictures
 
 
-def tissue(model: torch.nn.Module, height: int, width: int, count: int, seed: int):
+def tissue(
+    model: torch.nn.Module, height: int, width: int, count: int, seed: int
+):
     """Images in [-1, 1], in mixed precision where the processor has it."""
     cpu = torch.device("cpu")
     with torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16(cpu)):
         return nca_lib.sample(
-            model, model.schedule, (height, width), count=count, steps=STEPS, seed=seed
+            model,
+            model.schedule,
+            (height, width),
+            count=count,
+            steps=STEPS,
+            seed=seed,
         )
 
 
@@ -63,15 +70,22 @@ def growth() -> Image.Image:
     with firing_from(automaton, CounterNoise(0)), torch.no_grad():
         grown = list(states(automaton, automaton.seed(36), 80))
     moments = [grown[k] for k in (0, 8, 16, 28, 44, 79)]
-    stills = [Image.fromarray(to_uint8(to_rgb(state)[0] * 2 - 1)) for state in moments]
-    return beside([still.resize((168, 168), Image.Resampling.NEAREST) for still in stills])
+    stills = [
+        Image.fromarray(to_uint8(to_rgb(state)[0] * 2 - 1)) for state in moments
+    ]
+    return beside(
+        [still.resize((168, 168), Image.Resampling.NEAREST) for still in stills]
+    )
 
 
 def main() -> None:
     """Make them all."""
     model = nca_lib.load("diff-nca-tissue")
     compile_step(model, torch.device("cpu"))
-    four = [Image.fromarray(to_uint8(image)) for image in tissue(model, 256, 256, 4, 0)]
+    four = [
+        Image.fromarray(to_uint8(image))
+        for image in tissue(model, 256, 256, 4, 0)
+    ]
     save(below([beside(four[:2]), beside(four[2:])]), "tissue-256.jpg")
     large = Image.fromarray(to_uint8(tissue(model, 512, 512, 1, 0)[0]))
     save(large, "tissue-512.jpg")
@@ -79,7 +93,9 @@ def main() -> None:
     save(strip, "tissue-strip.jpg")
     cells = growth()
     banner = strip.crop((0, 0, strip.width, strip.height * 5 // 8))
-    banner = banner.resize((cells.width, cells.width * banner.height // banner.width))
+    banner = banner.resize(
+        (cells.width, cells.width * banner.height // banner.width)
+    )
     save(below([cells, banner]), "banner.jpg")
 
 

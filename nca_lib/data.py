@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -215,6 +215,8 @@ class Folder:
         try:
             with Image.open(file) as image:
                 width, height = image.size
+                if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+                    width, height = height, width
         except (UnidentifiedImageError, OSError) as error:
             return f"unreadable ({type(error).__name__})"
         usable = width // self.downscale
@@ -260,8 +262,13 @@ class Folder:
 def _read_rgb(file: Path, downscale: int) -> Tensor:
     try:
         with Image.open(file) as image:
-            picture = to_float(image.convert("RGB"))
-    except OSError as error:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
+                grey = (np.asarray(upright, dtype=np.float32) / 257).clip(0, 255)
+                picture = to_float(grey[:, :, None].repeat(3, axis=2))
+            else:
+                picture = to_float(upright.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{file}: unreadable ({error})") from error
     return F.avg_pool2d(picture, downscale) if downscale > 1 else picture
 

@@ -252,6 +252,8 @@ def _check(target: Callable[..., Any], values: Any, where: str, hidden: tuple[st
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(hints)}"
             raise ExperimentError(f"{name}: unknown key; {hint}")
         if not _fits(value, hints[key]):
+            if get_origin(hints[key]) is Literal:
+                raise ExperimentError(f"{name}: {value!r} is not one of {', '.join(get_args(hints[key]))}")
             expected = getattr(hints[key], "__name__", str(hints[key])).replace("typing.", "")
             raise ExperimentError(f"{name}: {value!r} is not of type {expected}")
 

@@ -247,6 +247,7 @@ def _nonfinite(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
             return f"parameter {name}"
+    for name, parameter in model.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name}"
     return "the loss alone"
@@ -300,12 +301,14 @@ def train(
             loss = task.loss()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(task.model.parameters(), options.clip)
+        parameters = list(task.model.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if not math.isfinite(norm + loss.detach()):
             raise TrainingError(
                 f"step {run.step}: loss is {float(loss.detach())}, gradient norm {float(norm)}; "
                 f"first non-finite tensor: {_nonfinite(task.model)}. The last checkpoint is kept in {folder}"
             )
+        nn.utils.clip_grads_with_norm_(parameters, options.clip, norm)
         optimizer.step()
         average.update_parameters(task.model)
         run.count(float(loss.detach()), time.perf_counter() - clock)

@@ -79,7 +79,7 @@ def test_crops_reach_every_corner() -> None:
 
 
 def test_a_crop_larger_than_the_tissue_is_refused() -> None:
-    with pytest.raises(DataError, match="size is 129.*test part.*128x512"):
+    with pytest.raises(DataError, match=r"size is 129.*test part.*128x512"):
         Tissue(size=129, split="test")
     with pytest.raises(DataError, match="192x256"):
         Tissue(size=200, downscale=2)
@@ -150,7 +150,9 @@ def test_palette_colours_are_looked_up(folder: Path) -> None:
     noise_image(40, 32).quantize(8).save(folder / "palette.png")
     with Image.open(folder / "palette.png") as image:
         expected = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
-    torch.testing.assert_close(_read_rgb(folder / "palette.png", 1).permute(1, 2, 0), torch.from_numpy(expected))
+    torch.testing.assert_close(
+        _read_rgb(folder / "palette.png", 1).permute(1, 2, 0), torch.from_numpy(expected)
+    )
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(folder: Path) -> None:
@@ -223,7 +225,11 @@ def test_every_bad_file_is_named_with_its_problem(folder: Path) -> None:
         Folder(str(folder), size=8)
     message = str(caught.value)
     assert "3 of 4 files" in message
-    for name, problem in (("text.png", "unreadable"), ("empty.jpg", "unreadable"), ("small.png", "10x5 is too small")):
+    for name, problem in (
+        ("text.png", "unreadable"),
+        ("empty.jpg", "unreadable"),
+        ("small.png", "10x5 is too small"),
+    ):
         assert any(name in line and problem in line for line in message.splitlines())
     assert "good.png" not in message
 

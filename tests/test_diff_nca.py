@@ -225,7 +225,7 @@ def test_cells_update_with_the_probability_asked_for() -> None:
 
 
 def test_impossible_automata_are_refused() -> None:
-    with pytest.raises(ValueError, match="channels is 6.*at least 7"):
+    with pytest.raises(ValueError, match=r"channels is 6.*at least 7"):
         DiffNCA(6, 16)
     for probability in (0.0, 1.1, -0.5):
         with pytest.raises(ValueError, match=f"update_probability is {probability}"):

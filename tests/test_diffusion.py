@@ -48,7 +48,7 @@ def test_the_sigmoid_schedule_is_symmetric() -> None:
 def test_impossible_schedules_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         noise_schedule("cosine", 1)
-    with pytest.raises(ValueError, match="'square'.*cosine, linear or sigmoid"):
+    with pytest.raises(ValueError, match=r"'square'.*cosine, linear or sigmoid"):
         noise_schedule("square")  # type: ignore[arg-type]
 
 

@@ -42,7 +42,10 @@ def test_awkward_strings_survive_a_round_trip(tmp_path: Path) -> None:
     [
         ({"training": {"stepz": 3}}, r"training\.stepz: unknown key; did you mean 'steps'"),
         ({"trainings": {}}, r"trainings: unknown key; did you mean 'training'"),
-        ({"model": {"kind": "diff-nca", "chanels": 8}}, r"model\.chanels: unknown key; did you mean 'channels'"),
+        (
+            {"model": {"kind": "diff-nca", "chanels": 8}},
+            r"model\.chanels: unknown key; did you mean 'channels'",
+        ),
         ({"data": {"kind": "tissue", "zzz": 8}}, r"data\.zzz: unknown key; known are size, downscale"),
         ({"data": {"kind": "tissue", "split": "test"}}, r"data\.split: unknown key"),
         ({"training": {"bf16": 1}}, r"training\.bf16: 1 is not of type bool"),
@@ -51,9 +54,9 @@ def test_awkward_strings_survive_a_round_trip(tmp_path: Path) -> None:
         ({"training": {"steps": 1.5}}, r"training\.steps: 1\.5 is not of type int"),
         ({"training": {"learning_rate": True}}, r"training\.learning_rate: True is not of type float"),
         ({"training": {"minutes": "2"}}, r"training\.minutes: '2' is not of type"),
-        ({"training": {"decay": "linear"}}, r"training\.decay: 'linear' is not of type.*cosine.*reference"),
+        ({"training": {"decay": "linear"}}, r"training\.decay: 'linear' is not one of cosine, reference"),
         ({"diffusion": {"schedule": "square"}}, r"diffusion\.schedule: 'square'"),
-        ({"model": {"kind": "diff-nca", "norm": "batch"}}, r"model\.norm: 'batch'.*cell.*group"),
+        ({"model": {"kind": "diff-nca", "norm": "batch"}}, r"model\.norm: 'batch' is not one of cell, group"),
         ({"model": {"kind": "unet-9000"}}, r"model\.kind: 'unet-9000' is unknown; .*diff-nca"),
         ({"data": {"kind": "faeces"}}, r"data\.kind: 'faeces' is unknown; .*tissue"),
         ({"data": {}}, r"data\.kind: 'None' is unknown"),
@@ -78,7 +81,9 @@ def test_a_name_is_needed() -> None:
 
 def test_overrides_reach_into_sections_and_are_checked(tmp_path: Path) -> None:
     path = write(tmp_path, 'name = "x"\n[training]\nsteps = 5\nbatch = 3\n')
-    changed = Experiment.read(path, {"training.steps": 7, "model.kind": "mlp", "name": "y", "growing.size": 9})
+    changed = Experiment.read(
+        path, {"training.steps": 7, "model.kind": "mlp", "name": "y", "growing.size": 9}
+    )
     assert (changed.training.steps, changed.training.batch) == (7, 3)
     assert (changed.model, changed.name, changed.growing.size) == ({"kind": "mlp"}, "y", 9)
     with pytest.raises(ExperimentError, match=r"training\.setps"):

@@ -58,7 +58,8 @@ def test_impossible_step_counts_are_refused(steps: int) -> None:
 
 
 def test_ddim_converges_to_the_exact_transport_with_first_order() -> None:
-    # For Gaussian data the probability flow is affine: z = (x - sqrt(ab) m) / sqrt(ab s^2 + 1 - ab) is constant.
+    # For Gaussian data the probability flow is affine: along it
+    # z = (x - sqrt(ab) m) / sqrt(ab s^2 + 1 - ab) is constant.
     schedule = noise_schedule("linear", 4000)
     denoiser = GaussianDenoiser(schedule)
     start = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 3, 3)

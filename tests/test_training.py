@@ -1,0 +1,263 @@
+"""Training: bit-exact resume, the moving average, the guard against NaN, and the files it leaves."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from nca_lib import weights
+from nca_lib.experiment import Experiment, Training
+from nca_lib.training import DiffusionTask, TrainingError, averaged, learning_rate, train
+
+
+def diffusing(**training: Any) -> Experiment:
+    """A training of a fraction of a second."""
+    options = {"steps": 12, "save_every": 4, "batch": 4, "warmup": 2, "compile": False, "bf16": False}
+    return Experiment.from_dict(
+        {
+            "name": "tiny",
+            "model": {"kind": "diff-nca", "channels": 8, "hidden": 16, "steps": 2, "update_probability": 0.9},
+            "data": {"kind": "tissue", "size": 8},
+            "diffusion": {"timesteps": 30},
+            "training": options | training,
+        }
+    )
+
+
+def growing(regime: str, **training: Any) -> Experiment:
+    options = {"steps": 12, "save_every": 4, "batch": 4, "warmup": 2, "compile": False, "bf16": False}
+    sizes = {"size": 12, "pool": 8, "min_rollout": 3, "max_rollout": 5}
+    return Experiment.from_dict(
+        {
+            "name": "tiny-growing",
+            "model": {"kind": "growing-nca", "channels": 6, "hidden": 16},
+            "growing": {"regime": regime, **sizes},
+            "training": options | training,
+        }
+    )
+
+
+def checkpoint(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Every tensor and number of a nested state, by its path."""
+    items = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    )
+    if items is None:
+        return {path: value}
+    return {name: leaf for key, item in items for name, leaf in leaves(item, f"{path}/{key}").items()}
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    one, other = leaves(checkpoint(first)), leaves(checkpoint(second))
+    one.pop("/seconds"), other.pop("/seconds")
+    assert one.keys() == other.keys()
+    assert {path.split("/")[1] for path in one} >= {"model", "average", "optimizer", "cpu_random", "step"}
+    for path, value in one.items():
+        same = torch.equal(value, other[path]) if isinstance(value, torch.Tensor) else value == other[path]
+        assert same, path
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+RUNS = {"diffusion": diffusing(), **{name: growing(name) for name in ("grow", "persist", "regenerate")}}
+
+
+@pytest.mark.parametrize("experiment", RUNS.values(), ids=RUNS)
+def test_an_interrupted_run_continues_bit_for_bit(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(experiment, tmp_path / "straight", device="cpu", progress=False)
+
+    step, calls = torch.optim.Adam.step, 0
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyboardInterrupt
+        return step(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.optim.Adam, "step", interrupted)
+        train(experiment, tmp_path / "broken", device="cpu", progress=False)
+    assert checkpoint(tmp_path / "broken")["step"] == 4
+    torch.manual_seed(99)  # the process has lived on
+    train(experiment, tmp_path / "broken", device="cpu", progress=False, resume=True)
+    assert_same_run(tmp_path / "straight", tmp_path / "broken")
+
+
+KILLED = """
+import sys, time
+import nca_lib.training as training
+from nca_lib.experiment import Experiment
+save = training.Run.save
+def save_and_linger(run):
+    save(run)
+    print("saved", flush=True)
+    time.sleep(60)
+training.Run.save = save_and_linger
+training.train(Experiment.read(sys.argv[1]), sys.argv[2], device="cpu", progress=False)
+"""
+
+
+def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(diffusing().to_toml())
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "tiny.toml"), str(tmp_path / "killed")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "saved\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert checkpoint(tmp_path / "killed")["step"] == 4
+    train(diffusing(), tmp_path / "killed", device="cpu", progress=False, resume=True)
+    train(diffusing(), tmp_path / "straight", device="cpu", progress=False)
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_a_different_seed_makes_a_different_run(tmp_path: Path) -> None:
+    first = train(diffusing(steps=2), tmp_path / "a", device="cpu", progress=False).state_dict()
+    second = train(diffusing(steps=2, seed=1), tmp_path / "b", device="cpu", progress=False).state_dict()
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    experiment = diffusing(steps=80, batch=16, learning_rate=0.01, ema=0.9, save_every=1000)
+    task = DiffusionTask(experiment, torch.device("cpu"))
+    torch.manual_seed(0)
+    before = task.evaluate(experiment.build_model())
+    trained = train(experiment, tmp_path, device="cpu", progress=False)
+    assert task.evaluate(trained) < 0.7 * before
+
+
+def test_a_growing_automaton_learns(tmp_path: Path) -> None:
+    experiment = growing("grow", steps=60, learning_rate=0.01, save_every=1)
+    train(experiment, tmp_path, device="cpu", progress=False)
+    last = weights.record(tmp_path / "model.safetensors")["held_out_loss"]
+    train(growing("grow", steps=1), tmp_path / "untrained", device="cpu", progress=False)
+    assert last < 0.95 * weights.record(tmp_path / "untrained" / "model.safetensors")["held_out_loss"]
+
+
+def test_evaluation_repeats_and_leaves_the_random_state_alone() -> None:
+    task = DiffusionTask(diffusing(), torch.device("cpu"))
+    before = torch.get_rng_state()
+    assert task.evaluate(task.model) == task.evaluate(task.model)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_tensor_and_keeps_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, calls = DiffusionTask.loss, 0
+
+    def poisoned(task: DiffusionTask) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            with torch.no_grad():
+                task.model.network.cell.narrow.bias[0] = math.nan
+        return loss(task)
+
+    monkeypatch.setattr(DiffusionTask, "loss", poisoned)
+    with pytest.raises(TrainingError, match=r"step 6: loss is nan.*network\.cell\.narrow\.bias"):
+        train(diffusing(), tmp_path, device="cpu", progress=False)
+    kept = leaves(checkpoint(tmp_path))
+    assert kept["/step"] == 4
+    assert all(leaf.isfinite().all() for leaf in kept.values() if isinstance(leaf, torch.Tensor))
+    assert all(
+        value.isfinite().all() for value in weights.load(tmp_path / "model.safetensors").state_dict().values()
+    )
+
+
+def test_a_run_that_explodes_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step \d+: .*first non-finite tensor"):
+        train(diffusing(learning_rate=1e30, warmup=1), tmp_path, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("decay", [0.15, 0.999])
+def test_the_moving_average_warms_up_and_leaves_buffers_alone(decay: float) -> None:
+    model = nn.BatchNorm1d(1)
+    average = averaged(model, decay)
+    values, buffers = [3.0, -1.0, 5.0, 2.0], [10.0, 20.0, 30.0, 40.0]
+    expected = values[0]  # the first update copies
+    for n, (value, buffer) in enumerate(zip(values, buffers, strict=True)):
+        with torch.no_grad():
+            model.weight.fill_(value)
+            model.running_mean.fill_(buffer)
+        average.update_parameters(model)
+        if n > 0:
+            kept = min(decay, (1 + n) / (10 + n))
+            expected = kept * expected + (1 - kept) * value
+    assert average.module.weight.item() == pytest.approx(expected)
+    assert float(average.module.running_mean) == buffers[-1]  # copied, never a mixture
+
+
+def test_learning_rates_follow_their_closed_forms() -> None:
+    reference = Training(decay="reference", learning_rate=1e-3)
+    assert learning_rate(reference, 0, 0) == 1e-3
+    assert learning_rate(reference, 5000, 0.5) == pytest.approx(1e-3 * 0.9999**5000)
+    cosine = Training(decay="cosine", learning_rate=1e-3, warmup=10)
+    assert learning_rate(cosine, 0, 0) == pytest.approx(1e-4)
+    assert learning_rate(cosine, 9, 0) == pytest.approx(1e-3)
+    assert learning_rate(cosine, 100, 0.5) == pytest.approx(5e-4)
+    assert learning_rate(cosine, 100, 1 / 3) == pytest.approx(7.5e-4)
+    assert learning_rate(cosine, 100, 1.0) == pytest.approx(0, abs=1e-12)
+    assert learning_rate(cosine, 100, 1.2) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_run_leaves_its_files_and_returns_the_averaged_model(tmp_path: Path) -> None:
+    experiment = diffusing(sample_every=6, log_every=3)
+    model = train(experiment, tmp_path, device="cpu", progress=False)
+    names = {re.sub(r"tfevents.*", "tfevents", file.name) for file in tmp_path.iterdir()}
+    expected = {"model.safetensors", "model.json", "checkpoint.pt", "experiment.toml", "events.out.tfevents"}
+    assert names == expected | {"samples-0000006.png", "samples-0000012.png"}
+    with Image.open(tmp_path / "samples-0000012.png") as grid:
+        assert grid.size == (4 * 10 + 2, 2 * 10 + 2)
+    assert Experiment.read(tmp_path / "experiment.toml") == experiment
+
+    loaded, state = weights.load(tmp_path / "model.safetensors").state_dict(), checkpoint(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded[name], value)
+        assert torch.equal(state["average"][f"module.{name}"], value)
+    assert any(not torch.equal(state["model"][name], value) for name, value in loaded.items())
+    record = weights.record(tmp_path / "model.safetensors")
+    assert (record["steps"], record["images_seen"], record["seed"]) == (12, 48, 0)
+
+
+def test_training_can_start_from_trained_weights(tmp_path: Path) -> None:
+    train(diffusing(), tmp_path / "first", device="cpu", progress=False)
+    start = str(tmp_path / "first" / "model.safetensors")
+    again = diffusing(steps=1, learning_rate=1e-30, init_from=start)
+    continued = train(again, tmp_path / "second", device="cpu", progress=False).state_dict()
+    for name, value in weights.load(start).state_dict().items():
+        torch.testing.assert_close(continued[name], value)
+
+
+def test_a_run_by_the_clock_stops_by_the_clock(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    experiment = diffusing(steps=10**9, minutes=0.02, save_every=10**9)
+    train(experiment, tmp_path, device="cpu", progress=False)
+    assert 1.2 <= time.perf_counter() - started < 20
+    assert 1 < checkpoint(tmp_path)["step"] < 10**6
+
+
+def test_a_compiled_run_saves_plain_names(tmp_path: Path) -> None:
+    tiny = diffusing(steps=1, compile=True).to_dict()
+    tiny["model"] |= {"steps": 1, "weight_norm": False, "modulation": False}
+    train(Experiment.from_dict(tiny), tmp_path, device="cpu", progress=False)
+    assert not [path for path in leaves(checkpoint(tmp_path)) if "_orig_mod" in path]
+    weights.load(tmp_path / "model.safetensors")
