@@ -165,7 +165,7 @@ class Digits:
 
 
 class Folder:
-    """Any directory of images (searched recursively), of any size and mode, read as RGB.
+    """Any directory of images (searched recursively), of any size and mode, read as RGB on white.
 
     With ten files or more, every tenth (in order of the hash of its name) is held out for the test split;
     with fewer, the right quarter of each image is.
@@ -266,6 +266,9 @@ def _read_rgb(file: Path, downscale: int) -> Tensor:
             if upright.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
                 grey = (np.asarray(upright, dtype=np.float32) / 257).clip(0, 255)
                 picture = to_float(grey[:, :, None].repeat(3, axis=2))
+            elif upright.has_transparency_data:  # onto white: what lies under transparent pixels is arbitrary
+                white = Image.new("RGBA", upright.size, "white")
+                picture = to_float(Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB"))
             else:
                 picture = to_float(upright.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:

@@ -284,3 +284,13 @@ def test_a_half_transparent_picture_is_premultiplied_and_centred(tmp_path: Path)
 def test_a_bad_picture_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.png: neither 'ladybird' nor a readable image"):
         picture(str(tmp_path / "none.png"), 20)
+
+
+def test_transparent_pixels_are_white_whatever_lies_under_them(tmp_path: Path) -> None:
+    glass = Image.new("RGBA", (64, 16), (200, 0, 0, 255))
+    glass.paste((0, 255, 0, 0), (0, 0, 24, 16))
+    glass.save(tmp_path / "glass.png")
+    folder = Folder(str(tmp_path), size=16, fit="crop", orientations=1)
+    crops = torch.stack([folder.image(n, rng(n)) for n in range(40)])
+    levels = ((crops + 1) * 127.5).round().int().permute(0, 2, 3, 1).reshape(-1, 3)
+    assert {tuple(level) for level in levels.tolist()} == {(255, 255, 255), (200, 0, 0)}
