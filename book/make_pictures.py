@@ -16,22 +16,25 @@ from nca_lib.noise import CounterNoise, firing_from
 from nca_lib.training import computes_bf16
 
 STATIC = Path(__file__).parent / "_static"
-STEPS = 50
 GAP = 6  # pixels between pictures
 
 
 def tissue(
-    model: torch.nn.Module, height: int, width: int, count: int, seed: int
-):
+    model: torch.nn.Module,
+    size: tuple[int, int],
+    count: int,
+    seed: int,
+    steps: int,
+) -> torch.Tensor:
     """Images in [-1, 1], in mixed precision where the processor has it."""
     cpu = torch.device("cpu")
     with torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16(cpu)):
         return nca_lib.sample(
             model,
             model.schedule,
-            (height, width),
+            size,
             count=count,
-            steps=STEPS,
+            steps=steps,
             seed=seed,
         )
 
@@ -84,12 +87,12 @@ def main() -> None:
     compile_step(model, torch.device("cpu"))
     four = [
         Image.fromarray(to_uint8(image))
-        for image in tissue(model, 256, 256, 4, 0)
+        for image in tissue(model, (256, 256), 4, 0, 50)
     ]
     save(below([beside(four[:2]), beside(four[2:])]), "tissue-256.jpg")
-    large = Image.fromarray(to_uint8(tissue(model, 512, 512, 1, 0)[0]))
+    large = Image.fromarray(to_uint8(tissue(model, (512, 512), 1, 0, 50)[0]))
     save(large, "tissue-512.jpg")
-    strip = Image.fromarray(to_uint8(tissue(model, 512, 2048, 1, 1)[0]))
+    strip = Image.fromarray(to_uint8(tissue(model, (512, 2048), 1, 1, 25)[0]))
     save(strip, "tissue-strip.jpg")
     cells = growth()
     banner = strip.crop((0, 0, strip.width, strip.height * 5 // 8))
