@@ -95,10 +95,8 @@ def main() -> None:
     strip = Image.fromarray(to_uint8(tissue(model, (512, 2048), 1, 1, 25)[0]))
     save(strip, "tissue-strip.jpg")
     cells = growth()
-    banner = strip.crop((0, 0, strip.width, strip.height * 5 // 8))
-    banner = banner.resize(
-        (cells.width, cells.width * banner.height // banner.width)
-    )
+    banner = strip.crop((0, 0, cells.width * 2 // 3, 240))
+    banner = banner.resize((cells.width, 360), Image.Resampling.BICUBIC)
     save(below([cells, banner]), "banner.jpg")
 
 
