@@ -13,6 +13,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as ipw
@@ -97,9 +98,18 @@ class Explorer(ipw.VBox):
         self._message.value = "done"
 
 
-def _explore(controls: dict[str, Any], frames: Frames, alt: str, width: int = 320) -> Explorer | HTML:
+@dataclass(frozen=True)
+class _Control:
+    """A setting; its widget is made only where it is shown, so that book pages carry none."""
+
+    description: str
+    value: Any
+    make: Callable[[], Any]
+
+
+def _explore(controls: dict[str, _Control], frames: Frames, alt: str, width: int = 320) -> Explorer | HTML:
     if "NCA_LIB_BOOK" not in os.environ:
-        return Explorer(controls, frames, width)
+        return Explorer({name: control.make() for name, control in controls.items()}, frames, width)
     for frame in frames(**{name: control.value for name, control in controls.items()}):  # noqa: B007
         pass
     picture = base64.b64encode(_png(frame, width)).decode()
@@ -110,22 +120,23 @@ def _explore(controls: dict[str, Any], frames: Frames, alt: str, width: int = 32
     )
 
 
-def _slider(description: str, value: int, low: int, high: int, step: int = 1) -> ipw.IntSlider:
-    return ipw.IntSlider(
-        value,
-        low,
-        high,
-        step,
-        description=description,
-        continuous_update=False,
-        style={"description_width": "7em"},
-    )
+_STYLE = {"description_width": "7em"}
 
 
-def _choice(description: str, options: list[str], value: str) -> ipw.Dropdown:
-    return ipw.Dropdown(
-        options=options, value=value, description=description, style={"description_width": "7em"}
-    )
+def _slider(description: str, value: int, low: int, high: int, step: int = 1) -> _Control:
+    def make() -> Any:
+        return ipw.IntSlider(
+            value, low, high, step, description=description, continuous_update=False, style=_STYLE
+        )
+
+    return _Control(description, value, make)
+
+
+def _choice(description: str, options: list[str], value: str) -> _Control:
+    def make() -> Any:
+        return ipw.Dropdown(options=options, value=value, description=description, style=_STYLE)
+
+    return _Control(description, value, make)
 
 
 def noise_explorer(images: Tensor, timesteps: int = 300) -> Explorer | HTML:

@@ -34,6 +34,15 @@ def test_in_the_book_an_explorer_is_a_picture_with_words() -> None:
 
 
 @pytest.mark.usefixtures("in_book")
+def test_in_the_book_no_widget_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a widget in a page without a kernel is a dead slider")
+
+    monkeypatch.setattr(ipw.Widget, "open", refuse)
+    widgets.noise_explorer(Digits(8).images[:3])
+
+
+@pytest.mark.usefixtures("in_book")
 def test_every_explorer_draws_its_first_picture() -> None:
     digits, tissue = nca_lib.load("digits-mlp"), nca_lib.load("diff-nca-tissue")
     grower = nca_lib.load("growing-grow")
