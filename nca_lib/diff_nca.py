@@ -45,6 +45,14 @@ def lift(scalars: Tensor, encoding: Encoding) -> Tensor:
     return torch.stack(lifted, dim=2).flatten(1, 2)
 
 
+class Pointwise(nn.Conv2d):
+    """A 1x1 convolution, computed as the matrix product over each cell's channels that it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H, W)."""
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class CellNorm(nn.Module):
     """Normalise over the channels of each cell by itself: no affine, eps 1e-5, biased variance.
 
@@ -53,8 +61,7 @@ class CellNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (B, C, H, W) at each (y, x); same shape."""
-        variance, mean = torch.var_mean(x, dim=1, keepdim=True, correction=0)
-        return (x - mean) * torch.rsqrt(variance + 1e-5)
+        return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], eps=1e-5).permute(0, 3, 1, 2)
 
 
 class Cell(nn.Module):
@@ -73,6 +80,8 @@ class Cell(nn.Module):
         padding: what lies beyond the border.
         zero_init: start with updates of exactly zero.
     """
+
+    writable: Tensor
 
     def __init__(
         self,
@@ -93,7 +102,11 @@ class Cell(nn.Module):
         seen = 2 * channels + EMBEDDING
 
         def conv(fan_in: int, fan_out: int, size: int = 1) -> nn.Module:
-            layer = nn.Conv2d(fan_in, fan_out, size, padding=size // 2, padding_mode=padding)
+            layer = (
+                Pointwise(fan_in, fan_out, 1)
+                if size == 1
+                else nn.Conv2d(fan_in, fan_out, size, padding=size // 2, padding_mode=padding)
+            )
             return weight_normalised(layer) if weight_norm else layer
 
         def conditioner(fan_out: int) -> nn.Module:
@@ -231,16 +244,20 @@ class DiffNCA(nn.Module):
                 state = self.cell(state, embedding, mask)
             yield state
 
+    def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
+        """The state that `forward` starts from."""
+        return self.seed(noisy)
+
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Run the automaton on `noisy` and read its prediction channels."""
-        state = self.seed(noisy)
+        state = self.initial_state(noisy, time)
         for state in self.rollout(state, time):  # noqa: B007, B020 - the last one is the result
             pass
         return state[:, self.image_channels : 2 * self.image_channels]
 
 
 def compile_step(model: nn.Module, device: torch.device) -> None:
-    """Compile a model's one step in place (the K repetitions stay a Python loop).
+    """Compile a model's steps in place (their repetition stays a Python loop).
 
     Where that is not possible (MPS, no C++ compiler) the model stays as it is, and one line says so.
     """
@@ -248,5 +265,8 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
     if device.type == "mps" or not compiler:
         print(f"not compiling: {'unsupported on mps' if compiler else 'no C++ compiler found'}")
         return
-    network = getattr(model, "network", model)
-    getattr(network, "cell", network).compile()
+    parts: list[Any] = [module for module in model.modules() if isinstance(module, Cell)]
+    if not parts:  # of a VNCA the update net; a UNet as a whole
+        parts = [getattr(model, "update", None) or getattr(model, "network", model)]
+    for part in parts:
+        part.compile()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.experiment import Experiment
+from nca_lib.fourier import FourierDiffNCA
 
 
 class WeightsError(ValueError):
@@ -108,27 +109,29 @@ def _locate(name: str | Path) -> Path:
     return path
 
 
-# The public implementation's names (image stage) and ours.
-_REFERENCE_NAMES = {
-    "p0_rgb": "perception",
-    "fc0_rgb": "widen",
-    "fc1_rgb": "narrow",
-    "embedding_network_rgb.0": "embedding.0",
-    "embedding_network_rgb.2": "embedding.2",
-    "embedding_map_1_rgb.0": "modulate_seen.0",
-    "embedding_map_1_rgb.2": "modulate_seen.2",
-    "embedding_map_2_rgb.0": "modulate_hidden.0",
-    "embedding_map_2_rgb.2": "modulate_hidden.2",
+# The public implementation's names and ours; its two stages end in "rgb" (image) and "fourier" (spectrum).
+_REFERENCE_LAYERS = {
+    "p0_{}": "perception",
+    "fc0_{}": "widen",
+    "fc1_{}": "narrow",
+    "{embedding}.0": "embedding.0",
+    "{embedding}.2": "embedding.2",
+    "embedding_map_1_{}.0": "modulate_seen.0",
+    "embedding_map_1_{}.2": "modulate_seen.2",
+    "embedding_map_2_{}.0": "modulate_hidden.0",
+    "embedding_map_2_{}.2": "modulate_hidden.2",
 }
 _REFERENCE_PARAMETERS = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
     "bias": "bias",
 }
+_IMAGE_STAGE = ("rgb", "embedding_network_rgb", "cell")
+_SPECTRUM_STAGE = ("fourier", "embedding_net_fourier", "spectrum_cell")
 
 
 def from_reference(state_dict: Mapping[str, Tensor], *, steps: int, update_probability: float) -> DiffNCA:
-    """A [`DiffNCA`][] from a state dict of the authors' public implementation (its image stage).
+    """A model from a state dict of the authors' public implementation.
 
     That implementation exchanges height and width inside; the 3x3 kernels are exchanged back here, so that
     the model takes (B, 3, H, W) like any other. (Position needs no exchange: [`Cell`][] asks for py first.)
@@ -138,21 +141,34 @@ def from_reference(state_dict: Mapping[str, Tensor], *, steps: int, update_proba
         steps: K, the automaton steps per call (not stored in the checkpoint).
         update_probability: chance that a cell DOES update (not stored either).
 
+    Returns:
+        A [`FourierDiffNCA`][] if both stages' names are there, a [`DiffNCA`][] if only the image stage's are.
+
     Raises:
         WeightsError: names are missing or unknown.
     """
-    expected = {f"{layer}.{kind}" for layer in _REFERENCE_NAMES for kind in _REFERENCE_PARAMETERS}
-    if set(state_dict) != expected:
-        missing, unknown = sorted(expected - set(state_dict)), sorted(set(state_dict) - expected)
-        raise WeightsError(f"not an image-stage checkpoint: missing {missing}, unknown {unknown}")
+    names = _reference_names(*_IMAGE_STAGE)
+    both = any("fourier" in name for name in state_dict)
+    if both:
+        names |= _reference_names(*_SPECTRUM_STAGE)
+    if set(state_dict) != set(names):
+        missing, unknown = sorted(set(names) - set(state_dict)), sorted(set(state_dict) - set(names))
+        raise WeightsError(f"not a checkpoint of the public code: missing {missing}, unknown {unknown}")
     channels, hidden = state_dict["p0_rgb.bias"].shape[0], state_dict["fc0_rgb.bias"].shape[0]
-    model = DiffNCA(channels, hidden, steps, update_probability=update_probability)
+    kind = FourierDiffNCA if both else DiffNCA
+    model = kind(channels, hidden, steps, update_probability=update_probability)
     translated = {}
-    for theirs, ours in _REFERENCE_NAMES.items():
-        for kind, name in _REFERENCE_PARAMETERS.items():
-            value = torch.as_tensor(state_dict[f"{theirs}.{kind}"])
-            if theirs == "p0_rgb" and kind == "weight_v":
-                value = value.transpose(2, 3)  # a 3x3 kernel's last axis runs along H there
-            translated[f"cell.{ours}.{name}"] = value
+    for theirs, ours in names.items():
+        value = torch.as_tensor(state_dict[theirs])
+        # A 3x3 kernel's last axis runs along H there. (A gain, one number a filter, has nothing to exchange.)
+        translated[ours] = value.transpose(2, 3) if value.ndim == 4 else value
     model.load_state_dict(translated)
     return model.eval()
+
+
+def _reference_names(stage: str, embedding: str, cell: str) -> dict[str, str]:
+    return {
+        f"{layer.format(stage, embedding=embedding)}.{theirs}": f"{cell}.{ours}.{name}"
+        for layer, ours in _REFERENCE_LAYERS.items()
+        for theirs, name in _REFERENCE_PARAMETERS.items()
+    }

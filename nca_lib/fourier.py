@@ -1,0 +1,175 @@
+"""FourierDiff-NCA: an automaton in frequency space first, then in image space (chapter 4).
+
+Kalkhof et al., "Frequency-Time Diffusion with Neural Cellular Automata" (arXiv 2401.06291). A cell of the
+spectrum holds the Fourier coefficients of all channels at one frequency. Every coefficient touches every
+pixel, so one step there is a message to the whole image; in image space a message moves one cell a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
+
+Window = Literal["quadrant", "half_plane"]
+
+
+def spectrum_window(images: Tensor, window: Window, frequencies: int) -> Tensor:
+    """The lowest Fourier coefficients of real images, scaled by 1/(HW): the mean is the coefficient at 0.
+
+    Args:
+        images: (B, C, H, W), real.
+        window: which coefficients to keep, n being `frequencies`.
+            `"quadrant"`, as published: ky and kx from 0 to n-1, (B, C, n, n). A wave that runs from top right
+            to bottom left has ky and kx of opposite sign and is not in it.
+            `"half_plane"`: ky from -(n-1) to n-1, kx from 0 to n-1, (B, C, 2n-1, n). All waves up to n-1; the
+            coefficients left out are conjugates of those kept.
+        frequencies: n.
+
+    Returns:
+        Complex coefficients, rows in the order of ky.
+    """
+    spectrum = torch.fft.rfft2(images, norm="forward")[..., :frequencies]
+    if window == "quadrant":
+        return spectrum[..., :frequencies, :]
+    negative = spectrum[..., images.shape[-2] - frequencies + 1 :, :]
+    return torch.cat([negative, spectrum[..., :frequencies, :]], dim=-2)
+
+
+def image_of_window(coefficients: Tensor, window: Window, height: int, width: int) -> Tensor:
+    """The real image whose spectrum is `coefficients` within the window and zero elsewhere.
+
+    For the quadrant it is the real part of the inverse transform, as in the public code (each wave at half
+    its amplitude, its conjugate being absent); for the half plane the absent half is the conjugate.
+
+    Args:
+        coefficients: (B, C, rows, n), from [`spectrum_window`][].
+        window: the window they belong to.
+        height: of the image.
+        width: of the image.
+    """
+    rows, frequencies = coefficients.shape[-2:]
+    if window == "quadrant":
+        # Re(ifft2 X) needs no negative kx: irfft2 counts each kx > 0 twice, so those are halved first.
+        twice = torch.full((frequencies,), 0.5, device=coefficients.device)
+        twice[0] = 1
+        positive, negative = coefficients * twice, coefficients[..., :0, :]
+    else:
+        negative, positive = coefficients.split([rows - frequencies, frequencies], dim=-2)
+    gap = height - rows
+    full = torch.cat([positive, positive.new_zeros(*positive.shape[:-2], gap, frequencies), negative], dim=-2)
+    return torch.fft.irfft2(full, s=(height, width), norm="forward")
+
+
+class FourierDiffNCA(DiffNCA):
+    """FourierDiff-NCA: steps of one cell on the low frequencies, then Diff-NCA from what they wrote.
+
+    Obeys the denoiser contract: `forward(noisy, time)` maps (B, 3, H, W) and (B,) in [0, 1) to an output
+    shaped like `noisy`, for any H, W of at least `2 * frequencies`, odd and non-square ones included.
+
+    Args:
+        channels: C, numbers per cell: image, prediction, hidden. A cell of the spectrum holds 2C, the real
+            parts and then the imaginary parts.
+        hidden: h, width of the hidden layer in both stages.
+        steps: K, automaton steps in image space per call.
+        frequencies: n, how many frequencies per axis the window holds, 0 included.
+        window: `"quadrant"` as published, or `"half_plane"`, see [`spectrum_window`][].
+        spectrum_steps: automaton steps in frequency space; 2n as published.
+        update_probability: chance that a cell of the image updates; those of the spectrum always do.
+        position: tell the cells of the image where they are; those of the spectrum always know theirs.
+        image_channels: this and what follows as for [`DiffNCA`][].
+        encoding: `"reference"` or `"sinusoidal"`.
+        norm: `"cell"` or `"group"`.
+        weight_norm: weight-normalise every convolution.
+        modulation: condition by multiplication as well.
+        zero_init: start with updates of exactly zero.
+        checkpointing: recompute activations in the backward pass.
+
+    Raises:
+        ValueError: as [`DiffNCA`][]; or, when called, an image smaller than `2 * frequencies`.
+    """
+
+    def __init__(
+        self,
+        channels: int = 96,
+        hidden: int = 512,
+        steps: int = 20,
+        *,
+        frequencies: int = 16,
+        window: Window = "quadrant",
+        spectrum_steps: int | None = None,
+        update_probability: float = 0.9,
+        image_channels: int = 3,
+        encoding: Encoding = "reference",
+        norm: Norm = "cell",
+        weight_norm: bool = True,
+        modulation: bool = True,
+        position: bool = True,
+        zero_init: bool = False,
+        checkpointing: bool = False,
+    ):
+        super().__init__(
+            channels,
+            hidden,
+            steps,
+            update_probability=update_probability,
+            image_channels=image_channels,
+            encoding=encoding,
+            norm=norm,
+            weight_norm=weight_norm,
+            modulation=modulation,
+            position=position,
+            zero_init=zero_init,
+            checkpointing=checkpointing,
+        )
+        self.frequencies, self.window = frequencies, window
+        self.spectrum_steps = 2 * frequencies if spectrum_steps is None else spectrum_steps
+        self.spectrum_cell = Cell(
+            2 * channels,
+            hidden,
+            image_channels=image_channels,
+            encoding=encoding,
+            norm=norm,
+            weight_norm=weight_norm,
+            modulation=modulation,
+            padding="zeros",
+            zero_init=zero_init,
+        )
+        self.spectrum_cell.writable[:, channels : channels + image_channels] = 0  # its imaginary half too
+
+    def spectrum_seed(self, noisy: Tensor) -> Tensor:
+        """The spectrum before the first step: real parts, then imaginary parts, (B, 2C, rows, n)."""
+        smallest = 2 * self.frequencies
+        if min(noisy.shape[2:]) < smallest:
+            raise ValueError(
+                f"the image is {noisy.shape[3]}x{noisy.shape[2]} (width x height); a window of "
+                f"{self.frequencies} frequencies needs at least {smallest}x{smallest}"
+            )
+        image = spectrum_window(noisy, self.window, self.frequencies)
+        empty = image.new_zeros(len(image), self.channels - image.shape[1], *image.shape[2:])
+        spectrum = torch.cat([image, empty], dim=1)
+        return torch.cat([spectrum.real, spectrum.imag], dim=1)
+
+    def spectrum_rollout(self, spectrum: Tensor, time: Tensor) -> Iterator[Tensor]:
+        """Yield the spectrum after each step in frequency space, from a given one."""
+        for k in range(self.spectrum_steps):
+            embedding = self.spectrum_cell.condition(time, k / self.frequencies, *spectrum.shape[2:])
+            if self.checkpointing and torch.is_grad_enabled():
+                spectrum = checkpoint(self.spectrum_cell, spectrum, embedding, use_reentrant=False)
+            else:
+                spectrum = self.spectrum_cell(spectrum, embedding)
+            yield spectrum
+
+    def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
+        """The state that the image stage starts from: the noisy image, and what the spectrum says."""
+        spectrum = self.spectrum_seed(noisy)
+        for spectrum in self.spectrum_rollout(spectrum, time):  # noqa: B007, B020 - the last one is the result
+            pass
+        real, imaginary = spectrum.chunk(2, dim=1)
+        written = torch.complex(real, imaginary)[:, noisy.shape[1] :]
+        return torch.cat([noisy, image_of_window(written, self.window, *noisy.shape[2:])], dim=1)
