@@ -1,4 +1,4 @@
-"""The command line: `python -m nca_lib train | sample | models`.
+"""The command line: `python -m nca_lib train | run | evaluate | sample | models`.
 
 A wrong argument ends with exit status 2 and one line that says what would be right.
 """
@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nca_lib import experiment as experiments
 from nca_lib import weights
+from nca_lib.automaton import GrowingNCA
+from nca_lib.baselines import VNCA
 from nca_lib.data import DataError
+from nca_lib.diff_nca import compile_step
 from nca_lib.experiment import Experiment, ExperimentError
 from nca_lib.weights import WeightsError
 
@@ -27,12 +33,61 @@ class UsageError(ValueError):
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     from nca_lib.training import train
 
-    experiment = Experiment.read(arguments.experiment, _overrides(extra))
+    overrides = _overrides(extra)
+    if arguments.minutes is not None:
+        overrides["training.minutes"] = arguments.minutes
+    experiment = Experiment.read(arguments.experiment, overrides)
     folder = Path(arguments.out or Path("runs") / experiment.name)
     if (folder / "checkpoint.pt").exists() and not arguments.resume:
         raise UsageError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
     train(experiment, folder, resume=arguments.resume, device=arguments.device)
     print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
+
+
+def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    _no_more(extra)
+    from nca_lib import matrix
+
+    chosen = matrix.read(arguments.matrix, arguments.minutes)
+    rows = matrix.run(
+        chosen, arguments.out, arguments.table, only=arguments.only or (), device=arguments.device
+    )
+    for row in rows:
+        numbers = ", ".join(
+            f"{key} {value:.4g}" for key, value in row["metrics"].items() if isinstance(value, float)
+        )
+        print(
+            f"{row['name']:28} {row['parameters']:10,} parameters, {row['images_seen']:9,} images: {numbers}"
+        )
+    print(f"{arguments.table}: {len(rows)} of {len(chosen.entries)} rows of {chosen.name}")
+
+
+def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    _no_more(extra)
+    from nca_lib.evaluation import evaluate_model
+    from nca_lib.features import Inception
+
+    model = weights.load(arguments.model)
+    experiment = Experiment.from_dict(weights.record(arguments.model)["experiment"])
+    result = evaluate_model(
+        model,
+        experiment,
+        protocol=arguments.protocol,
+        count=arguments.count,
+        extractor=Inception(arguments.inception) if arguments.inception else None,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        folder=arguments.folder,
+        device=arguments.device,
+        progress=True,
+    )
+    print(json.dumps(result, indent=2))
+
+
+def _no_more(extra: Sequence[str]) -> None:
+    if extra:
+        raise UsageError(f"{extra[0]!r}: unknown argument")
 
 
 def _overrides(extra: Sequence[str]) -> dict[str, Any]:
@@ -55,15 +110,10 @@ def _overrides(extra: Sequence[str]) -> dict[str, Any]:
 
 
 def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    if extra:
-        raise UsageError(f"{extra[0]!r}: unknown argument")
-    import torch
+    _no_more(extra)
     from torchvision.utils import make_grid, save_image
 
-    from nca_lib.diff_nca import compile_step
-    from nca_lib.diffusion import Denoiser
-    from nca_lib.samplers import SAMPLERS, sample
-    from nca_lib.training import best_device, computes_bf16
+    from nca_lib.training import best_device
 
     height, width = _size(arguments.size)
     out = Path(arguments.out)
@@ -71,20 +121,35 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         raise UsageError(f"--out: the folder {out.parent} does not exist")
     device = torch.device(arguments.device) if arguments.device else best_device()
     model = weights.load(arguments.model, device)
-    if not isinstance(model, Denoiser):
-        raise UsageError(f"{arguments.model} is not a diffusion model; chapter 1 shows how to grow it")
+    if isinstance(model, GrowingNCA):
+        raise UsageError(f"{arguments.model} draws no samples; chapter 1 shows how to grow it")
     data = weights.record(arguments.model)["experiment"]["data"]
     channels = 1 if data["kind"] == "digits" else 3
+    if isinstance(model, VNCA):
+        images = model.sample((height, width), count=arguments.count, seed=arguments.seed)
+    else:
+        images = _denoise(arguments, model, (height, width), channels, device)
+    grid = make_grid(images.cpu().float() / 2 + 0.5, nrow=arguments.columns or min(arguments.count, 4))
+    save_image(grid if arguments.count > 1 else images[0].cpu().float() / 2 + 0.5, out)
+    print(f"{out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
+
+
+def _denoise(
+    arguments: argparse.Namespace, model: Any, size: tuple[int, int], channels: int, device: torch.device
+) -> torch.Tensor:
+    from nca_lib.samplers import SAMPLERS, sample
+    from nca_lib.training import computes_bf16
+
     # Compiling takes some seconds: worth it from about 50 denoiser calls on a 128x128 image.
-    cells = arguments.count * height * width * (arguments.steps or model.schedule.timesteps)
+    cells = arguments.count * size[0] * size[1] * (arguments.steps or model.schedule.timesteps)
     if cells > 50 * 128**2:
         compile_step(model, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
         try:
-            images = sample(
+            return sample(
                 model,
                 model.schedule,
-                (height, width),
+                size,
                 count=arguments.count,
                 channels=channels,
                 sampler=SAMPLERS[arguments.sampler],
@@ -95,11 +160,8 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
             if "shape" not in str(error):
                 raise
             raise UsageError(
-                f"--size: {arguments.model} cannot make {width}x{height} images: {error}"
+                f"--size: {arguments.model} cannot make {size[1]}x{size[0]} images: {error}"
             ) from error
-    grid = make_grid(images.cpu().float() / 2 + 0.5, nrow=arguments.columns or min(arguments.count, 4))
-    save_image(grid if arguments.count > 1 else images[0].cpu().float() / 2 + 0.5, out)
-    print(f"{out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -113,8 +175,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _models(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    if extra:
-        raise UsageError(f"{extra[0]!r}: unknown argument")
+    _no_more(extra)
     print(f"{'name':24} {'kind':12} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
     for name in weights.names():
         record = weights.record(name)
@@ -152,8 +213,30 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(experiments.names())}")
     train.add_argument("--out", help="folder of the run (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    train.add_argument("--minutes", type=float, help="stop by the clock, the learning rate scaled to it")
     train.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     train.set_defaults(run=_train)
+
+    run = commands.add_parser("run", help="train and evaluate a matrix of experiments, what is not yet done")
+    run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(experiments.matrices())}")
+    run.add_argument("--minutes", type=float, help="train each entry for this long")
+    run.add_argument("--only", nargs="+", metavar="ENTRY", help="run these entries only")
+    run.add_argument("--out", default="runs", help="each entry trains in OUT/NAME (default runs)")
+    run.add_argument("--table", default="runs/results.jsonl", help="JSON lines to append to")
+    run.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    run.set_defaults(run=_run)
+
+    evaluate = commands.add_parser("evaluate", help="compare a model's images with its data")
+    evaluate.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
+    evaluate.add_argument("--protocol", default="quick", help="reference, sound or quick (default quick)")
+    evaluate.add_argument("--count", type=_positive, help="images, instead of the protocol's number")
+    evaluate.add_argument("--inception", help="weights-inception-2015-12-05-6726825d.pth, for FID and KID")
+    evaluate.add_argument("--sampler", choices=["ddpm", "ddim"], default="ddim")
+    evaluate.add_argument("--steps", type=_positive, default=50, help="denoiser calls (default 50)")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--folder", help="keep what is measured here, and go on from it")
+    evaluate.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    evaluate.set_defaults(run=_evaluate)
 
     sample = commands.add_parser("sample", help="draw images from a trained model")
     sample.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 Target = Literal["epsilon", "x0", "v"]
 ScheduleName = Literal["cosine", "linear", "sigmoid"]
+Weighting = Literal["uniform", "min_snr"]
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,28 @@ def noise_of(target: Target, schedule: NoiseSchedule, output: Tensor, noisy: Ten
     return signal * output + sigma * noisy
 
 
-def mse_l1(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared plus mean absolute error, the training loss of Diff-NCA; a scalar."""
-    return F.mse_loss(prediction, target) + F.l1_loss(prediction, target)
+def mse_l1(prediction: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean squared plus mean absolute error, the training loss of Diff-NCA; a scalar.
+
+    `weight` (B,) multiplies each image's error.
+    """
+    if weight is None:
+        return F.mse_loss(prediction, target) + F.l1_loss(prediction, target)
+    error = (prediction - target).square() + (prediction - target).abs()
+    return (weight.view(-1, *[1] * (error.ndim - 1)) * error).mean()
+
+
+def min_snr_weight(target: Target, schedule: NoiseSchedule, t: Tensor, gamma: float = 5) -> Tensor:
+    """The weight of each timestep's loss, (B,): Hang et al. (2023), eq. 8, min-SNR-gamma.
+
+    Counted in errors of the clean image it is min(SNR, gamma), SNR = ab / (1 - ab): easy questions, at little
+    noise, no longer outweigh the others. For the noise that is min(SNR, gamma) / SNR, for the velocity
+    min(SNR, gamma) / (SNR + 1).
+    """
+    alpha_bar = schedule.alpha_bar[t]
+    snr = alpha_bar / (1 - alpha_bar)
+    per_error = {"x0": torch.ones_like(snr), "epsilon": snr, "v": snr + 1}[target]
+    return (snr.clamp(max=gamma) / per_error).float()
 
 
 class Denoiser(nn.Module):
@@ -139,13 +159,21 @@ class Denoiser(nn.Module):
         network: any module with `forward(noisy, time)`.
         schedule: the schedule it was trained with.
         target: what its output means.
+        weighting: of the loss over timesteps, `"uniform"` or `"min_snr"`, see [`min_snr_weight`][].
     """
 
-    def __init__(self, network: nn.Module, schedule: NoiseSchedule, target: Target = "epsilon"):
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        target: Target = "epsilon",
+        weighting: Weighting = "uniform",
+    ):
         super().__init__()
         self.network = network
         self.schedule = schedule
         self.target: Target = target
+        self.weighting: Weighting = weighting
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Predict the noise in `noisy`; see the class."""
@@ -159,7 +187,10 @@ class Denoiser(nn.Module):
         """
         noisy = self.schedule.add_noise(clean, t, noise)
         output = self.network(noisy, self.schedule.time(t).to(clean.device))
-        return mse_l1(output.float(), target_of(self.target, self.schedule, clean, noise, t))
+        weight = None
+        if self.weighting == "min_snr":
+            weight = min_snr_weight(self.target, self.schedule, t).to(clean.device)
+        return mse_l1(output.float(), target_of(self.target, self.schedule, clean, noise, t), weight)
 
 
 class MLP(nn.Module):

@@ -31,11 +31,30 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from torch import nn
 
 from nca_lib.automaton import GrowingNCA
-from nca_lib.data import DATASETS, Images, Split
+from nca_lib.baselines import VNCA, UNet
+from nca_lib.data import Digits, Folder, Images, Split, Tissue
 from nca_lib.diff_nca import DiffNCA
-from nca_lib.diffusion import MLP, Denoiser, ScheduleName, Target, noise_schedule
+from nca_lib.diffusion import MLP, Denoiser, ScheduleName, Target, Weighting, noise_schedule
+from nca_lib.faces import Faces
+from nca_lib.fourier import FourierDiffNCA
+from nca_lib.public_data import BCSS, CelebA
 
-MODELS: dict[str, type[nn.Module]] = {"diff-nca": DiffNCA, "mlp": MLP, "growing-nca": GrowingNCA}
+MODELS: dict[str, type[nn.Module]] = {
+    "diff-nca": DiffNCA,
+    "fourier-diff-nca": FourierDiffNCA,
+    "unet": UNet,
+    "vnca": VNCA,
+    "mlp": MLP,
+    "growing-nca": GrowingNCA,
+}
+DATASETS: dict[str, type[Images]] = {
+    "tissue": Tissue,
+    "digits": Digits,
+    "faces": Faces,
+    "celeba": CelebA,
+    "bcss": BCSS,
+    "folder": Folder,
+}
 
 
 class ExperimentError(ValueError):
@@ -52,6 +71,8 @@ class Diffusion:
     """T, the number of noise levels"""
     target: Target = "epsilon"
     """what the network predicts: epsilon as published; v keeps colours steady where noise is strong"""
+    weighting: Weighting = "uniform"
+    """of the loss over noise levels: uniform as published, or min_snr (Hang et al. 2023, gamma = 5)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +140,9 @@ class Experiment:
     name: str
     """names the run's folder and its weights"""
     model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "diff-nca"})
-    """kind (diff-nca, mlp, growing-nca) and the arguments of that class"""
+    """kind (a key of `MODELS`) and the arguments of that class"""
     data: Mapping[str, Any] = field(default_factory=lambda: {"kind": "tissue"})
-    """kind (tissue, digits, folder) and the arguments of that class; unused by growing automata"""
+    """kind (a key of `DATASETS`) and the arguments of that class; unused by growing automata"""
     diffusion: Diffusion = field(default_factory=Diffusion)
     growing: Growing = field(default_factory=Growing)
     training: Training = field(default_factory=Training)
@@ -185,14 +206,14 @@ class Experiment:
         return "\n".join(lines) + "\n"
 
     def build_model(self) -> nn.Module:
-        """The untrained model: a [`Denoiser`][], or a [`GrowingNCA`][]."""
+        """The untrained model: a [`Denoiser`][], a [`VNCA`][] or a [`GrowingNCA`][]."""
         options = dict(self.model)
         kind = options.pop("kind")
         network = MODELS[kind](**options)
-        if kind == "growing-nca":
+        if kind in ("growing-nca", "vnca"):
             return network
         schedule = noise_schedule(self.diffusion.schedule, self.diffusion.timesteps)
-        return Denoiser(network, schedule, self.diffusion.target)
+        return Denoiser(network, schedule, self.diffusion.target, self.diffusion.weighting)
 
     def build_data(self, split: Split = "train") -> Images:
         """The data set's training or test split."""
@@ -203,10 +224,17 @@ class Experiment:
 
 def names() -> list[str]:
     """The names of the shipped experiments."""
-    folder = resources.files("nca_lib") / "experiments"
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return _shipped("experiments")
+
+
+def matrices() -> list[str]:
+    """The names of the shipped matrices, see [`nca_lib.matrix`][]."""
+    return _shipped("experiments/matrices")
+
+
+def _shipped(folder: str) -> list[str]:
+    entries = (resources.files("nca_lib") / folder).iterdir()
+    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
 
 
 def fields() -> dict[str, tuple[Any, str]]:

@@ -151,17 +151,18 @@ def sample(
     sampler: Sampler = ddim,
     steps: int | None = 50,
     seed: int = 0,
+    first_sample: int = 0,
 ) -> Tensor:
     """Draw `count` images of `size` (height, width): (count, channels, height, width) in [-1, 1].
 
     All randomness, firing masks included, comes from [`CounterNoise`][] with `seed`: image i is the same
-    whether it is drawn alone or in a batch.
+    whether it is drawn alone or in a batch, and `first_sample` is the i of the first image of this batch.
 
     Raises:
         ValueError: `steps` is not within 1..T.
     """
     parameter = next(denoiser.parameters())
-    noise = CounterNoise(seed)
+    noise = CounterNoise(seed, first_sample)
     empty = torch.empty(count, channels, *size, device=parameter.device)
     with firing_from(denoiser, noise):
         for state in sampler(  # noqa: B007 - the last one is the result

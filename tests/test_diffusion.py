@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nca_lib.diffusion import MLP, Denoiser, mse_l1, noise_of, noise_schedule, target_of
+from nca_lib.diffusion import MLP, Denoiser, min_snr_weight, mse_l1, noise_of, noise_schedule, target_of
 
 NAMES = ("cosine", "linear", "sigmoid")
 TARGETS = ("epsilon", "x0", "v")
@@ -161,3 +161,38 @@ def test_the_small_network_tells_times_apart() -> None:
     distance = torch.cdist(output, output, compute_mode="donot_use_mm_for_euclid_dist")
     distance.fill_diagonal_(1)
     assert distance.min() > 1e-5
+
+
+def test_min_snr_weighs_the_same_mistake_alike_whatever_the_network_predicts() -> None:
+    schedule = noise_schedule("cosine", 100)
+    t = torch.arange(100)
+    clean, noise, wrong = torch.randn(3, 100, 1, 2, 2, dtype=torch.float64)
+    noisy = schedule.add_noise(clean, t, noise)
+    implied = schedule.noise_from_clean(noisy, t, wrong)  # by a network that takes `wrong` for clean
+    weighted = []
+    for target in ("x0", "epsilon", "v"):
+        right = target_of(target, schedule, clean, noise, t)
+        mistake = target_of(target, schedule, wrong, implied, t) - right
+        weighted.append(min_snr_weight(target, schedule, t).double() * mistake.square().mean((1, 2, 3)))
+    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    expected = snr.clamp(max=5) * (wrong - clean).square().mean((1, 2, 3))
+    for found in weighted:
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_the_weighting_multiplies_each_images_error() -> None:
+    prediction, target = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+    assert mse_l1(prediction, target, torch.ones(3)) == pytest.approx(float(mse_l1(prediction, target)))
+    only_last = mse_l1(prediction, target, torch.tensor([0.0, 0.0, 3.0]))
+    assert only_last == pytest.approx(float(mse_l1(prediction[2:], target[2:])))
+
+
+def test_a_min_snr_denoiser_uses_its_weights() -> None:
+    schedule = noise_schedule("cosine", 100)
+    network = MLP(4)
+    clean, noise, t = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.tensor([3, 3])
+    plain = Denoiser(network, schedule, "epsilon").loss(clean, t, noise)
+    weighted = Denoiser(network, schedule, "epsilon", "min_snr").loss(clean, t, noise)
+    ratio = float(min_snr_weight("epsilon", schedule, t)[0])
+    assert ratio < 0.5
+    assert float(weighted) == pytest.approx(ratio * float(plain), rel=1e-5)

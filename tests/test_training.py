@@ -19,7 +19,8 @@ from torch import nn
 
 from nca_lib import weights
 from nca_lib.experiment import Experiment, Training
-from nca_lib.training import DiffusionTask, TrainingError, averaged, learning_rate, train
+from nca_lib.tasks import DiffusionTask
+from nca_lib.training import TrainingError, averaged, learning_rate, train
 
 
 def diffusing(**training: Any) -> Experiment:

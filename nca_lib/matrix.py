@@ -1,0 +1,174 @@
+"""A matrix of experiments: train, evaluate, and keep one row for each (chapter 5).
+
+    name = "faces"
+    [evaluation]                       # arguments of `evaluation.evaluate_model`
+    protocol = "quick"
+    [[entry]]
+    experiment = "faces-fourier"       # a shipped experiment, or a .toml file
+    name = "faces-fourier-quadrant"    # by default the experiment's own
+    overrides = { "model.window" = "quadrant" }
+
+Rows are appended to a table of JSON lines; an entry whose row is there is not run again. What was interrupted
+goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.utils import make_grid, save_image
+
+from nca_lib import weights
+from nca_lib.baselines import VNCA
+from nca_lib.diff_nca import compile_step
+from nca_lib.evaluation import evaluate_model, generator
+from nca_lib.experiment import Experiment, ExperimentError, matrices
+from nca_lib.training import computes_bf16, train
+
+_SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 50, "seed": 0}  # the defaults of evaluate_model
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Experiments that are evaluated alike."""
+
+    name: str
+    entries: tuple[Experiment, ...]
+    evaluation: Mapping[str, Any]
+
+
+def read(source: str | Path, minutes: float | None = None) -> Matrix:
+    """Read a matrix from a .toml file, or a shipped one by its name.
+
+    Args:
+        source: file or name.
+        minutes: train each entry for this long instead of what its experiment says.
+
+    Raises:
+        ExperimentError: no such matrix; an entry that is not an experiment; two entries of one name.
+    """
+    path = Path(source)
+    if path.suffix != ".toml":
+        path = Path(str(resources.files("nca_lib") / "experiments" / "matrices" / f"{source}.toml"))
+    if not path.is_file():
+        known = ", ".join(matrices())
+        raise ExperimentError(f"no matrix {str(source)!r}; give a .toml file or one of: {known}")
+    try:
+        mapping = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ExperimentError(f"{path}: not valid TOML: {error}") from error
+    unknown = set(mapping) - {"name", "evaluation", "entry"}
+    if unknown or not mapping.get("entry") or "name" not in mapping:
+        raise ExperimentError(f"{path}: a matrix has a name, [evaluation], and [[entry]] tables")
+    entries = tuple(_entry(path, entry, minutes) for entry in mapping["entry"])
+    repeated = {entry.name for entry in entries if [e.name for e in entries].count(entry.name) > 1}
+    if repeated:
+        raise ExperimentError(f"{path}: more than one entry is named {', '.join(sorted(repeated))}")
+    return Matrix(mapping["name"], entries, mapping.get("evaluation", {}))
+
+
+def _entry(path: Path, entry: Mapping[str, Any], minutes: float | None) -> Experiment:
+    unknown = set(entry) - {"experiment", "name", "overrides"}
+    if unknown or "experiment" not in entry:
+        raise ExperimentError(f"{path}: an entry has experiment, name and overrides, not {sorted(unknown)}")
+    overrides = dict(entry.get("overrides", {}))
+    if "name" in entry:
+        overrides["name"] = entry["name"]
+    if minutes is not None:
+        overrides["training.minutes"] = minutes
+    return Experiment.read(entry["experiment"], overrides)
+
+
+def run(
+    matrix: Matrix,
+    folder: str | Path,
+    table: str | Path,
+    *,
+    only: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    progress: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Train and evaluate every entry that has no row in the table yet; return all rows of this matrix.
+
+    Args:
+        matrix: what to run.
+        folder: each entry trains in `folder/NAME`, with samples in `folder/NAME/samples.png`.
+        table: the JSON lines file that rows are appended to.
+        only: names of the entries to run; all if empty. Several processes may share a table this way.
+        device: by default the best that is there.
+        progress: told what is being done.
+
+    Raises:
+        ExperimentError: `only` names an entry that does not exist.
+    """
+    unknown = set(only) - {entry.name for entry in matrix.entries}
+    if unknown:
+        raise ExperimentError(f"{', '.join(sorted(unknown))}: no such entry in matrix {matrix.name}")
+    table = Path(table)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    done = {json.dumps(row["experiment"], sort_keys=True) for row in rows(table)}
+    for entry in matrix.entries:
+        if only and entry.name not in only:
+            continue
+        if json.dumps(entry.to_dict(), sort_keys=True) in done:
+            progress(f"{entry.name}: done before")
+            continue
+        progress(f"{entry.name}: training")
+        place = Path(folder) / entry.name
+        model = train(entry, place, resume=True, device=device)
+        progress(f"{entry.name}: evaluating")
+        row = _row(matrix, entry, place, model)
+        with table.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    return [row for row in rows(table) if row["matrix"] == matrix.name]
+
+
+def _row(matrix: Matrix, entry: Experiment, place: Path, model: nn.Module) -> dict[str, Any]:
+    data, device = entry.build_data("test"), next(model.parameters()).device
+    row = {
+        "name": entry.name,
+        "matrix": matrix.name,
+        **weights.record(place / "model.safetensors"),
+        "operations": operations(model, data.channels, data.size),
+    }
+    if entry.training.compile:
+        compile_step(model, device)
+    bf16 = entry.training.bf16 and computes_bf16(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        sampling = {key: matrix.evaluation.get(key, value) for key, value in _SAMPLING.items()}
+        images = generator(model, data, **sampling)(0, 32)
+        row |= evaluate_model(model, entry, folder=place / "evaluation", device=device, **matrix.evaluation)
+    save_image(make_grid(images.cpu().float() / 2 + 0.5, nrow=8, padding=1), place / "samples.png")
+    return row
+
+
+def operations(model: nn.Module, channels: int, size: int) -> float:
+    """Floating-point operations of one network call on one image (a multiply-add counts as two).
+
+    For VNCA it is the whole image: there is only one call.
+    """
+    parameter = next(model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        if isinstance(model, VNCA):
+            model.sample((size, size))
+        else:
+            noisy = torch.zeros(1, channels, size, size, device=parameter.device)
+            model(noisy, torch.full((1,), 0.5, device=parameter.device))
+    return float(counter.get_total_flops())
+
+
+def rows(table: str | Path) -> list[dict[str, Any]]:
+    """The rows of a results table: a JSON lines file, or `"shipped"` for those that come with the library."""
+    path = Path(table)
+    if str(table) == "shipped":
+        path = Path(str(resources.files("nca_lib") / "results" / "results.jsonl"))
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

@@ -1,0 +1,232 @@
+"""What each kind of model learns, and how its progress is shown: the losses that `training` minimises.
+
+A task holds the model in training and its data. Diffusion models learn to undo noise (chapters 2 to 5),
+growing automata to draw a picture (chapter 1), VNCA to explain images by a code (chapter 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
+from nca_lib.baselines import VNCA
+from nca_lib.data import Stream, picture
+from nca_lib.diffusion import Denoiser
+from nca_lib.experiment import Experiment
+from nca_lib.samplers import sample
+
+
+class Task(Protocol):
+    """What the loop needs to know of an experiment: a loss, and how to show and measure progress."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in training."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data."""
+        ...
+
+    def start(self, step: int) -> None:
+        """Position the data so that `loss` continues at `step`."""
+        ...
+
+    def loss(self) -> Tensor:
+        """The loss on the next batch; a scalar with gradient."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> float:
+        """The loss on held-out data with fixed noise."""
+        ...
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """A few samples, (B, C, H, W) in [0, 1]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What resuming needs besides weights, optimiser and random state."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put `state` back."""
+        ...
+
+
+class _ImageTask:
+    """What diffusion models and VNCA share: an endless stream of images, and a held-out split."""
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        self.data, self.held_out = experiment.build_data("train"), experiment.build_data("test")
+        self.training, self.device = experiment.training, device
+        self.fingerprint = self.data.fingerprint()
+
+    def start(self, step: int) -> None:
+        """Continue the stream of images at batch `step`."""
+        batch = self.training.batch
+
+        def batches() -> Iterator[range]:
+            n = step * batch
+            while True:
+                yield range(n, n + batch)
+                n += batch
+
+        # A generator of its own: creating the loader must not consume the training's random numbers.
+        loader = DataLoader(
+            Stream(self.data, self.training.seed),
+            batch_sampler=batches(),  # type: ignore[arg-type]
+            num_workers=self.training.workers,
+            generator=torch.Generator(),
+        )
+        self.batches = iter(loader)
+
+    def _next(self) -> Tensor:
+        return next(self.batches).to(self.device)
+
+    def _held_out_images(self) -> Tensor:
+        stream = Stream(self.held_out, seed=0)
+        return torch.stack([stream[n] for n in range(64)])
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: the stream's position follows from the step."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing to put back."""
+
+
+class DiffusionTask(_ImageTask):
+    """Learn to predict noise on a data set's images."""
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        super().__init__(experiment, device)
+        self.model: Denoiser = experiment.build_model().to(device)  # type: ignore[assignment]
+
+    def loss(self) -> Tensor:
+        """MSE + L1 at random timesteps."""
+        clean = self._next()
+        # One timestep from each of B equal strata: uniform like independent draws, with less variance
+        # (Kingma et al. 2021, appendix I.1).
+        strata = (torch.arange(len(clean)) + torch.rand(1)) / len(clean)
+        t = (strata * self.model.schedule.timesteps).long()
+        return self.model.loss(clean, t, torch.randn_like(clean))
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Mean loss on 64 held-out images, each at eight timesteps, always with the same noise."""
+        assert isinstance(model, Denoiser)
+        clean = self._held_out_images()
+        total = 0.0
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            for part in range(8):
+                t = (torch.arange(64) * 8 + part) * model.schedule.timesteps // 512
+                total += float(model.loss(clean.to(self.device), t, torch.randn_like(clean).to(self.device)))
+        return total / 8
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Eight samples by 25 DDIM steps, always from the same noise."""
+        assert isinstance(model, Denoiser)
+        size = (self.data.size, self.data.size)
+        images = sample(model, model.schedule, size, count=8, channels=self.data.channels, steps=25)
+        return images / 2 + 0.5
+
+
+class VNCATask(_ImageTask):
+    """Learn to code images and to draw them from the code: the evidence lower bound (Palm et al. 2022)."""
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        super().__init__(experiment, device)
+        self.model: VNCA = experiment.build_model().to(device)  # type: ignore[assignment]
+
+    def loss(self) -> Tensor:
+        """The negative evidence lower bound."""
+        return self.model.loss(self._next())
+
+    def evaluate(self, model: nn.Module) -> float:
+        """The loss on 64 held-out images, always with the same codes drawn."""
+        assert isinstance(model, VNCA)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            return float(model.loss(self._held_out_images().to(self.device)))
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Eight samples from the prior, always from the same codes."""
+        assert isinstance(model, VNCA)
+        return model.sample((self.data.size, self.data.size), count=8) / 2 + 0.5
+
+
+class GrowingTask:
+    """Learn to grow a picture from one cell, to keep it, to mend it (Mordvintsev et al. 2020)."""
+
+    model: GrowingNCA
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        self.model = experiment.build_model().to(device)  # type: ignore[assignment]
+        self.options, self.batch = experiment.growing, experiment.training.batch
+        self.target = picture(self.options.picture, self.options.size)[None].to(device)
+        self.pool = SamplePool(self.model.seed(self.options.size), self.options.pool)
+        self.fingerprint = str(round(float(self.target.sum()), 3))
+
+    def start(self, step: int) -> None:
+        """Nothing to position."""
+
+    def _distance(self, state: Tensor) -> Tensor:
+        return (state[:, :4] - self.target).square().mean(dim=(1, 2, 3))
+
+    def loss(self) -> Tensor:
+        """Mean squared error of the picture after a rollout of random length."""
+        indices, state = self.pool.sample(self.batch)
+        if self.options.regime == "grow":
+            state = self.model.seed(self.options.size, self.batch)
+        else:
+            # The worst state gives way to a seed, so that growing is never forgotten; the best are damaged.
+            order = self._distance(state).argsort(descending=True)
+            indices, state = indices[order.cpu()], state[order]
+            state[:1] = self.model.seed(self.options.size)
+            if self.options.regime == "regenerate":
+                hurt = max(1, self.batch * 3 // 8)  # three of eight, as published
+                state[-hurt:] = self._damaged(state[-hurt:])
+        steps = int(torch.randint(self.options.min_rollout, self.options.max_rollout + 1, (1,)))
+        state = rollout(self.model, state, steps)
+        self.pool.replace(indices, state)
+        return self._distance(state).mean()
+
+    def _damaged(self, state: Tensor) -> Tensor:
+        size = self.options.size
+        centres = size / 4 + torch.rand(len(state), 2) * size / 2
+        return damage(state, centres.to(state.device), radius=size * float(0.1 + 0.1 * torch.rand(1)))
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Error after growing from the seed for `max_rollout` steps, mean of eight."""
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            return float(self._distance(self._grown(model, self.options.max_rollout)).mean())
+
+    def _grown(self, model: nn.Module, steps: int) -> Tensor:
+        return rollout(model, self.model.seed(self.options.size, 8), steps)
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Eight grown pictures after twice the longest rollout: those that do not persist have decayed."""
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            return to_rgb(self._grown(model, 2 * self.options.max_rollout))
+
+    def state(self) -> dict[str, Tensor]:
+        """The pool."""
+        return {"pool": self.pool.states}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put the pool back."""
+        self.pool.states = state["pool"].to(self.target.device)
+
+
+def task_of(experiment: Experiment, device: torch.device) -> Task:
+    """The task that an experiment's kind of model learns."""
+    kinds: dict[str, type] = {"growing-nca": GrowingTask, "vnca": VNCATask}
+    return kinds.get(experiment.model["kind"], DiffusionTask)(experiment, device)
