@@ -2,19 +2,22 @@
 
 A face is more than its parts: both eyes have one colour, the hair is the same on both sides, the light falls
 from one side on everything. A model that only sees neighbourhoods can draw each part well and still break
-these rules, so they measure global communication (`coherence.py` reads them back from pixels). Every
-portrait is a list of numbers ([`Portrait`][]), drawn by signed distance functions: a shape covers a pixel by
-clamp(1/2 - distance / pixel), which gives smooth edges at any size, and shapes are painted over one another.
+these rules, so they measure global communication (`coherence.py` reads them back from pixels). A
+[`Portrait`][] is drawn by signed distance functions: a shape covers a pixel by clamp(1/2 - distance / pixel),
+which gives smooth edges at any size, and shapes are painted over one another.
 
 Coordinates: x to the right and y downwards, both in [-1, 1]; the eyes lie at (±EYE_X, EYE_Y) in every face.
 """
 
 from __future__ import annotations
 
-import colorsys
 import hashlib
 from collections.abc import Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import astuple, dataclass, fields
+from itertools import accumulate
+from math import dist
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -54,10 +57,10 @@ EYE_COLOURS: dict[str, Colour] = {
     "blue": (0.14, 0.44, 0.86),
     "grey": (0.47, 0.57, 0.66),
 }
-MOUTHS = ("smile", "neutral", "open")
+MOUTHS = {"smile": (0.085, 0.0), "neutral": (0.0, 0.0), "open": (0.06, 0.045)}  # curvature, opening
 GLASSES = ("none", "round", "square")
 GLASSES_RATE = (0.76, 0.12, 0.12)
-BEARDS = ("none", "stubble", "full")
+BEARDS = {"none": 0.0, "stubble": 0.3, "full": 0.92}  # opacity
 BEARD_RATE = (0.8, 0.1, 0.1)
 
 
@@ -120,35 +123,41 @@ class Portrait:
 
 
 def portrait(rng: np.random.Generator) -> Portrait:
-    """Draw one portrait's attributes; independent but for colours that would not stand out from each other."""
+    """Draw one portrait's attributes.
+
+    They are independent, but hair and background are of colours that stand out: hair from the skin (at a
+    distance of 0.3 in RGB), and the background as the best of four.
+    """
     u = iter(rng.random(40).tolist())
 
     def choose(names: Sequence[str]) -> str:
         return names[int(next(u) * len(names))]
 
     def weighted(names: Sequence[str], rates: Sequence[float]) -> str:
-        at, edges = next(u), np.cumsum(rates)
-        return names[min(int(np.searchsorted(edges, at, side="right")), len(names) - 1)]
+        at, edges = next(u), accumulate(rates[:-1])
+        return names[sum(at >= edge for edge in edges)]
 
     def between(low: float, high: float) -> float:
         return low + (high - low) * next(u)
 
     skin = choose(tuple(SKINS))
-    hair = choose([name for name, colour in HAIR_COLOURS.items() if _distance(colour, SKINS[skin]) > 0.3])
-    backgrounds = [_hsv(next(u), between(0.15, 0.5), between(0.5, 0.85)) for _ in range(4)]
+    hair = choose([name for name, colour in HAIR_COLOURS.items() if dist(colour, SKINS[skin]) > 0.3])
+
+    def contrast(colour: Colour) -> float:
+        return min(dist(colour, HAIR_COLOURS[hair]), dist(colour, SKINS[skin]))
+
+    backgrounds = [hsv_to_rgb(next(u), between(0.15, 0.5), between(0.5, 0.85)) for _ in range(4)]
     return Portrait(
         skin=skin,
         hair_style=choose(tuple(HAIR_STYLES)),
         hair_colour=hair,
         eye_colour=choose(tuple(EYE_COLOURS)),
-        mouth=choose(MOUTHS),
+        mouth=choose(tuple(MOUTHS)),
         glasses=weighted(GLASSES, GLASSES_RATE),
-        beard=weighted(BEARDS, BEARD_RATE),
+        beard=weighted(tuple(BEARDS), BEARD_RATE),
         light=1 if next(u) < 0.5 else -1,
-        background=max(
-            backgrounds, key=lambda c: min(_distance(c, HAIR_COLOURS[hair]), _distance(c, SKINS[skin]))
-        ),
-        clothing=_hsv(next(u), between(0.3, 0.7), between(0.3, 0.85)),
+        background=max(backgrounds, key=contrast),
+        clothing=hsv_to_rgb(next(u), between(0.3, 0.7), between(0.3, 0.85)),
         strength=between(0.7, 1.0),
         parting=between(-0.22, 0.22),
         width=between(0.44, 0.49),
@@ -221,40 +230,29 @@ class _Drawing:
         self.x, self.y = centres.view(1, 1, 1, size), centres.view(1, 1, size, 1)
         self.ax, self.side = self.x.abs(), self.x.sign()
         (
-            self.light,
-            self.strength,
-            self.parting,
-            self.width,
-            self.jaw,
-            self.volume,
-            self.openness,
-            self.slant,
-            self.gaze,
-            self.brow,
-            self.arch,
-            self.nose,
-            self.lips,
-            self.mouth_width,
-            self.neckline,
-            self.earrings,
-        ) = _columns([astuple(p)[_FIRST_NUMBER:] for p in portraits])
-        self.hair = HairShape(*_columns([HAIR_STYLES[p.hair_style] for p in portraits]))
-        self.smile, self.open = _columns([_MOUTH_SHAPES[p.mouth] for p in portraits])
+            self.light, self.strength, self.parting, self.width, self.jaw, self.volume, self.openness,
+            self.slant, self.gaze, self.brow, self.arch, self.nose, self.lips, self.mouth_width,
+            self.neckline, self.earrings,
+        ) = _columns([astuple(p)[_FIRST_NUMBER:] for p in portraits])  # fmt: skip
+        shapes = _columns([HAIR_STYLES[p.hair_style] for p in portraits])
+        self.hair = SimpleNamespace(**dict(zip(HairShape._fields, shapes, strict=True)))
+        self.smile, self.open = _columns([MOUTHS[p.mouth] for p in portraits])
         self.beard, self.round, self.square = _columns(
-            [(_BEARD_OPACITY[p.beard], p.glasses == "round", p.glasses == "square") for p in portraits]
+            [(BEARDS[p.beard], p.glasses == "round", p.glasses == "square") for p in portraits]
         )
-        self.skin, self.hair_colour, self.eye, self.background, self.cloth = (
-            torch.tensor([
-                (SKINS[p.skin], HAIR_COLOURS[p.hair_colour], EYE_COLOURS[p.eye_colour], p.background, p.clothing)
-                for p in portraits
-            ]).view(-1, 5, 3, 1, 1).unbind(1)
-        )  # fmt: skip
+        rows = [
+            (SKINS[p.skin], HAIR_COLOURS[p.hair_colour], EYE_COLOURS[p.eye_colour], p.background, p.clothing)
+            for p in portraits
+        ]
+        colours = torch.tensor(rows).view(len(rows), 5, 3, 1, 1).unbind(1)
+        self.skin, self.hair_colour, self.eye, self.background, self.cloth = colours
         # Lambert's law for a head that is round from side to side: how far each column turns to the light.
         self.turn = self.light * self.strength * torch.tanh(1.6 * self.x / self.width)
 
     def finish(self) -> Tensor:
-        tilt = 0.8 * self.light * self.x - 0.45 * self.y
-        self.canvas = self.background * (1 + 0.2 * self.strength * tilt)
+        self.canvas = self.background * (
+            1 + 0.2 * self.strength * (0.8 * self.light * self.x - 0.45 * self.y)
+        )
         self._hair_outline()
         self._behind()
         self._head()
@@ -262,7 +260,7 @@ class _Drawing:
         self._mouth()
         self._eyes()
         self._glasses()
-        self._front_hair()
+        self._paint(self.hair_lit, self._cover(self.front) * self.hair.opacity)
         return self.canvas.clamp(0, 1) * 2 - 1
 
     def _cover(self, distance: Tensor, soft: float = 0.0) -> Tensor:
@@ -349,8 +347,7 @@ class _Drawing:
         down = self.y - EYE_Y - self.slant * across
         dark = self.hair_colour * 0.35 + 0.03
         self._paint(dark, self._cover(_ellipse(across, down + 0.02, 0.152, self.openness + 0.012)))
-        lids = self._cover(_ellipse(across, down, 0.142, self.openness))
-        self._paint(_WHITE, lids)
+        self._paint(_WHITE, lids := self._cover(_ellipse(across, down, 0.142, self.openness)))
         gazing = across - self.gaze * self.side
         centre = torch.sqrt(gazing**2 + down**2)
         self._paint(self.eye * 0.7, lids * self._cover(centre - 0.092))
@@ -363,8 +360,7 @@ class _Drawing:
         self._paint(self.hair_colour * 0.7, self._cover(brow) * 0.9)
 
     def _glasses(self) -> None:
-        worn = self.round + self.square
-        if not worn.any():
+        if not (worn := self.round + self.square).any():
             return
         across, down = (self.ax - EYE_X), self.y - EYE_Y - 0.01
         disc = torch.sqrt(across**2 + down**2) - 0.175
@@ -373,9 +369,6 @@ class _Drawing:
         self._paint(_WHITE, self._cover(lens) * worn * 0.1)
         bar = torch.maximum((down + 0.05).abs() - 0.02, torch.maximum(-lens, self.ax - self.width))
         self._paint(_FRAME, self._cover(torch.minimum(lens.abs() - 0.02, bar)) * worn)
-
-    def _front_hair(self) -> None:
-        self._paint(self.hair_lit, self._cover(self.front) * self.hair.opacity)
 
 
 def _columns(rows: Sequence[Sequence[float]]) -> tuple[Tensor, ...]:
@@ -397,21 +390,11 @@ def _smooth_max(a: Tensor, b: Tensor, width: float) -> Tensor:
     return torch.maximum(a, b) + near**2 * (width / 4)
 
 
-def _distance(a: Colour, b: Colour) -> float:
-    return sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5
-
-
-def _hsv(hue: float, saturation: float, value: float) -> Colour:
-    return colorsys.hsv_to_rgb(hue, saturation, value)
-
-
 def _tint(red: float, green: float, blue: float) -> Tensor:
     return torch.tensor([red, green, blue]).view(3, 1, 1)
 
 
 _FIRST_NUMBER = [field.name for field in fields(Portrait)].index("light")
-_MOUTH_SHAPES = {"smile": (0.085, 0.0), "neutral": (0.0, 0.0), "open": (0.06, 0.045)}
-_BEARD_OPACITY = {"none": 0.0, "stubble": 0.3, "full": 0.92}
 _SHADOW, _BLUSH, _LIPS = _tint(0.80, 0.70, 0.68), _tint(1.05, 0.72, 0.70), _tint(0.88, 0.5, 0.5)
 _WHITE, _PUPIL, _FRAME, _GOLD = (
     _tint(0.97, 0.97, 0.96), _tint(0.05, 0.04, 0.06), _tint(0.13, 0.10, 0.12), _tint(0.93, 0.76, 0.3)

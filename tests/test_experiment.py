@@ -9,6 +9,7 @@ import pytest
 
 from nca_lib import experiment as module
 from nca_lib.automaton import GrowingNCA
+from nca_lib.baselines import VNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.experiment import Experiment, ExperimentError
 
@@ -29,7 +30,7 @@ def test_a_shipped_experiment_survives_a_round_trip_through_toml(name: str, tmp_
 
 @pytest.mark.parametrize("name", module.names())
 def test_a_shipped_experiment_can_be_built(name: str) -> None:
-    assert isinstance(Experiment.read(name).build_model(), (Denoiser, GrowingNCA))
+    assert isinstance(Experiment.read(name).build_model(), (Denoiser, GrowingNCA, VNCA))
 
 
 def test_awkward_strings_survive_a_round_trip(tmp_path: Path) -> None:

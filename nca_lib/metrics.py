@@ -1,0 +1,355 @@
+"""Distances between two sets of images, as torchmetrics: fed in batches, summed over processes (chapter 5).
+
+FID and KID are torchmetrics' own; precision and recall and the distance of spectra are written here in its
+form. None of them looks at images: they take features and spectra, so that each image passes through the
+extractor once. Judges read single images instead: the rules of drawn faces, the classes of digits.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.utilities.data import dim_zero_cat
+
+from nca_lib import coherence
+from nca_lib.data import Digits
+from nca_lib.features import DISTORTIONS, Extractor, to_pixels
+
+NEIGHBOURS, KID_SUBSETS = 3, 100
+
+
+class Given(nn.Module):
+    """Hands torchmetrics the features that were computed before."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features themselves, (B, num_features)."""
+        return features
+
+
+class Judge(Protocol):
+    """Reads a property of the data from single images, without comparing sets."""
+
+    name: str
+    columns: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] to (B, columns) numbers whose means over all images are what counts."""
+        ...
+
+    def summary(self, means: Tensor) -> dict[str, Any]:
+        """The means, as named values."""
+        ...
+
+
+class FaceJudge:
+    """The fraction of portraits that keep each of the drawn faces' global rules, and all of them."""
+
+    name = "coherence"
+
+    def __init__(self, size: int):
+        self.rules = list(coherence.coherence(torch.zeros(1, 3, size, size)))
+        self.columns = len(self.rules)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Which rules each image keeps, (B, rules), 0 or 1."""
+        return torch.stack(list(coherence.coherence(images).values()), 1).float()
+
+    def summary(self, means: Tensor) -> dict[str, Any]:
+        """The fraction of images that keep each rule."""
+        return dict(zip(self.rules, means.tolist(), strict=True))
+
+
+class DigitJudge:
+    """How surely, and as which digits, a classifier of real digits reads the images.
+
+    A support vector machine on 8x8 pixels (the training split, resampled as the images are), its
+    probabilities from Platt scaling. `classes` counts the digits read in more than 2% of the images. The
+    machine has seen nothing but digits, and may read other things (white noise: a 1) with confidence: read
+    its numbers beside the distances.
+    """
+
+    name = "digits"
+    columns = 11  # the confidence, and a count for each digit
+
+    def __init__(self, size: int):
+        from sklearn.calibration import CalibratedClassifierCV
+        from sklearn.svm import SVC
+
+        real = Digits(size, "train")
+        machine = CalibratedClassifierCV(SVC(gamma="scale", C=10), method="sigmoid", cv=5, ensemble=False)
+        self.classifier = machine.fit(self._pixels(real.images), real.labels.numpy())
+
+    def _pixels(self, images: Tensor) -> np.ndarray:
+        small = nn.functional.interpolate(
+            images.mean(1, keepdim=True), size=(8, 8), mode="bicubic", antialias=True
+        )
+        return small.flatten(1).cpu().numpy()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """The highest class probability and the class as one of ten indicators, (B, 11)."""
+        chances = torch.from_numpy(self.classifier.predict_proba(self._pixels(images))).float()
+        sure, digit = chances.max(1)
+        return torch.cat([sure[:, None], nn.functional.one_hot(digit, 10).float()], 1)
+
+    def summary(self, means: Tensor) -> dict[str, Any]:
+        """Mean confidence, the number of classes with more than 2% of the images, and their fractions."""
+        fractions = means[1:].tolist()
+        return {
+            "confidence": float(means[0]),
+            "classes": sum(fraction > 0.02 for fraction in fractions),
+            "class_fractions": fractions,
+        }
+
+
+class PrecisionRecall(Metric):
+    """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1 and 2), k = 3 nearest neighbours.
+
+    A set's manifold is the union of balls around its features, each as large as the distance to the k-th
+    nearest other feature. Precision is the fraction of generated features within the real manifold, recall
+    the fraction of real ones within the generated manifold.
+    """
+
+    full_state_update = False
+    real: list[Tensor]
+    other: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("real", [], dist_reduce_fx="cat")
+        self.add_state("other", [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, real: bool) -> None:
+        """Take the features (B, d) of some images."""
+        (self.real if real else self.other).append(features)
+
+    def compute(self) -> tuple[float, float]:
+        """Precision and recall."""
+        real, other = (dim_zero_cat(part).double() for part in (self.real, self.other))
+        return _inside(other, real), _inside(real, other)
+
+
+def _inside(points: Tensor, manifold: Tensor) -> float:
+    chunks = manifold.split(512)
+    # The nearest to each is itself, so the k-th nearest other is the (k+1)-th.
+    radii = [torch.cdist(part, manifold).kthvalue(NEIGHBOURS + 1, dim=1).values for part in chunks]
+    covered = torch.zeros(len(points), dtype=torch.bool)
+    for part, radius in zip(chunks, radii, strict=True):
+        covered |= (torch.cdist(points, part) <= radius).any(1)
+    return float(covered.double().mean())
+
+
+class SpectrumDistance(Metric):
+    """How far the images' power spectra are from the real ones', in decibels.
+
+    Each image has a spectrum ([`log_spectra`][]); at each radius, the real and the generated images' decibels
+    are each taken as a normal distribution; their 2-Wasserstein distance is the root of (difference of
+    means)^2 + (difference of standard deviations)^2. The result is the root mean square over the radii.
+    (Durall et al. 2020 show that radial spectra tell generated images apart; the distance is ours.)
+    """
+
+    full_state_update = False
+    real_sums: Tensor
+    other_sums: Tensor
+
+    def __init__(self, radii: int):
+        super().__init__()
+        for name in ("real_sums", "other_sums"):  # of one, of the decibels, and of their squares
+            self.add_state(name, torch.zeros(3, radii, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, spectra: Tensor, real: bool) -> None:
+        """Take the spectra (B, radii) of some images."""
+        spectra = spectra.double()
+        sums = torch.stack([torch.ones_like(spectra), spectra, spectra**2]).sum(1)
+        setattr(self, name := "real_sums" if real else "other_sums", getattr(self, name) + sums)
+
+    def compute(self) -> float:
+        """The distance, decibels."""
+        moments = []
+        for number, total, squares in (self.real_sums, self.other_sums):
+            mean = total / number
+            moments.append((mean, (squares / number - mean**2).clamp(min=0).sqrt()))
+        (mean, spread), (other_mean, other_spread) = moments
+        return float(((mean - other_mean) ** 2 + (spread - other_spread) ** 2).mean().sqrt())
+
+
+def log_spectra(images: Tensor) -> Tensor:
+    """Radially averaged power spectra: (B, C, H, W) in [-1, 1] to (B, min(H, W) // 2), decibels.
+
+    Entry r - 1 is the mean power of the frequencies whose distance from DC rounds to r, in cycles per image,
+    over all channels. The power of rounding to 8 bits is added, below which there is nothing to see.
+    """
+    height, width = images.shape[-2:]
+    power = torch.fft.fft2(images.double(), norm="ortho").abs().square().mean(1)
+    ky = torch.fft.fftfreq(height, 1 / height)
+    kx = torch.fft.fftfreq(width, 1 / width)
+    radius = (ky[:, None] ** 2 + kx**2).sqrt().round().long().flatten()
+    bins = min(height, width) // 2
+    ring = nn.functional.one_hot(radius, int(radius.max()) + 1)[:, 1 : bins + 1].to(power)
+    average = power.flatten(1) @ ring / ring.sum(0)
+    return 10 * torch.log10(average + (2 / 255) ** 2 / 12)
+
+
+class Means(Metric):
+    """Means over all images of m numbers per image."""
+
+    full_state_update = False
+    total: Tensor
+    number: Tensor
+
+    def __init__(self, columns: int):
+        super().__init__()
+        self.add_state("total", torch.zeros(columns, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("number", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Take (B, m) numbers."""
+        self.total = self.total + values.double().sum(0)
+        self.number = self.number + len(values)
+
+    def compute(self) -> Tensor:
+        """The m means."""
+        return self.total / self.number
+
+
+class Comparison:
+    """Every metric between the real images and one other set, fed batch by batch with measurements."""
+
+    def __init__(self, extractor: Extractor, subset_size: int, radii: int, judge: Judge | None):
+        given = Given(extractor.num_features)
+        self.is_inception, self.judge = extractor.is_inception, judge
+        self.frechet = FrechetInceptionDistance(given)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
+            self.kernel = KernelInceptionDistance(given, subsets=KID_SUBSETS, subset_size=subset_size)
+        self.manifold = PrecisionRecall()
+        self.spectrum = SpectrumDistance(radii)
+        self.means = Means(judge.columns if judge else 1)
+
+    def update(self, measured: dict[str, Tensor], real: bool) -> None:
+        """Take the features (B, d) and spectra (B, radii) of a batch."""
+        self.frechet.update(measured["features"].double(), real=real)
+        self.kernel.update(measured["features"], real=real)
+        self.manifold.update(measured["features"], real=real)
+        self.spectrum.update(measured["spectra"], real=real)
+
+    def judged(self, values: Tensor) -> None:
+        """Take what the judge says of a batch, (B, columns)."""
+        self.means.update(values)
+
+    def compute(self, seed: int) -> dict[str, Any]:
+        """All metrics, over the images of all processes; `seed` draws KID's subsets."""
+        # One tensor a process: torchmetrics gathers lists entry by entry. In the processes' order, it gives
+        # the images in theirs, so that KID's subsets are the same however many processes there are.
+        for name in ("real_features", "fake_features"):
+            setattr(self.kernel, name, [torch.cat(getattr(self.kernel, name)).double()])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            kernel, spread = self.kernel.compute()
+        precision, recall = self.manifold.compute()
+        frechet = ("fid", "kid") if self.is_inception else ("frechet_distance", "kernel_distance")
+        found: dict[str, Any] = {
+            frechet[0]: float(self.frechet.compute()),
+            frechet[1]: float(kernel),
+            f"{frechet[1]}_std": float(spread),
+            "precision": precision,
+            "recall": recall,
+            "spectrum_distance": self.spectrum.compute(),
+        }
+        if self.judge:
+            found[self.judge.name] = self.judge.summary(self.means.compute())
+        return found
+
+
+class Measure:
+    """What is kept of a batch of images: features, spectra, and what a judge says; all small.
+
+    `published`: read the images as the authors' scripts do, from JPEG and transposed (the judge does not).
+    """
+
+    def __init__(self, extractor: Extractor, judge: Judge | None, published: bool):
+        self.extractor, self.judge, self.published = extractor, judge, published
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, C, H, W) in [-1, 1], rounded to 8 bits first as any stored image is."""
+        pixels = to_pixels(images)
+        if self.judge:
+            judged = self.judge(pixels.float() / 127.5 - 1)
+        if self.published:
+            pixels = torch.stack([through_jpeg(image) for image in pixels]).transpose(2, 3)
+        spectra = log_spectra(pixels.float() / 127.5 - 1)
+        device = next((p.device for p in self.extractor.parameters()), torch.device("cpu"))
+        measured = {"features": self.extractor(pixels.to(device)).float().cpu(), "spectra": spectra.float()}
+        return measured | ({"judged": judged} if self.judge else {})
+
+
+def through_jpeg(pixels: Tensor) -> Tensor:
+    """An image (3, H, W), uint8, as it is read back from a JPEG of PIL's default quality, 75."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "JPEG")
+    return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1)
+
+
+def frechet_distance(real: Tensor, other: Tensor) -> float:
+    """The Frechet distance of the normal distributions fitted to two sets of features, (N, d) each."""
+    metric = FrechetInceptionDistance(Given(real.shape[1]))
+    metric.update(real.double(), real=True)
+    metric.update(other.double(), real=False)
+    return float(metric.compute())
+
+
+CURVES = {"blur": (0.0, 0.5, 1.0, 2.0), "noise": (0.0, 0.05, 0.1, 0.2), "colour": (0.0, 0.05, 0.1, 0.2)}
+DROPPED = (0.0, 0.2, 0.4, 0.6)
+
+
+@torch.no_grad()
+def response_curves(
+    extractor: Extractor, images: Tensor, modes: Tensor
+) -> dict[str, list[tuple[float, float]]]:
+    """How an extractor's Frechet distance answers to damage: an extractor is to be trusted if it rises.
+
+    The first half of the images stays as it is; the other half is damaged more and more and compared with
+    it, so that each curve begins at the floor. For `modes dropped`, more and more of the images with the
+    highest `modes` are left out, always comparing as many as the last step has.
+
+    Args:
+        extractor: what sees the images.
+        images: (N, 3, H, W) in [-1, 1], real, in no order.
+        modes: (N,) numbers by which the images differ: a class, a shade.
+
+    Returns:
+        For `blur` (sigma, pixels of a 64x64 image), `noise` (standard deviation), `colour` (shift) and
+        `modes dropped` (fraction): pairs of strength and distance.
+    """
+    half = len(images) // 2
+    other = images[half:]
+
+    def see(part: Tensor) -> Tensor:
+        return torch.cat([extractor(pixels) for pixels in to_pixels(part).split(64)])
+
+    whole = see(images[:half])
+    curves = {
+        name: [(s, frechet_distance(whole, see(DISTORTIONS[name](other, s)))) for s in strengths]
+        for name, strengths in CURVES.items()
+    }
+    # In order of their modes; from what is kept, evenly spread images.
+    ordered = see(other)[modes[half:].argsort(stable=True)]
+    fewest = round((1 - DROPPED[-1]) * len(ordered))
+    curves["modes dropped"] = [
+        (d, frechet_distance(whole, ordered[torch.linspace(0, (1 - d) * len(ordered) - 1, fewest).long()]))
+        for d in DROPPED
+    ]
+    return curves
