@@ -18,7 +18,7 @@ SIZE = 32
 
 # The bounds lie outside the range of 1,000 held-out faces with noise of standard deviation 0.05 on [-1, 1]
 # (that range in brackets; its outermost 0.5% where a rare combination, such as hair of the background's
-# colour, reaches far), and were chosen once, before any model was judged. Colours are in [0, 1].
+# colour, reaches far), and were chosen on such data, before any model was judged. Colours are in [0, 1].
 _EYE_CONTRAST = 0.18  # from pupil to the white of the eye, at least [0.30]
 _IRIS_DIFFERENCE = 0.17  # between the two, at most [0.14]; different colours start at 0.24
 _CHEEK_SPREAD = 0.22  # within a cheek, at most [0.16]

@@ -294,12 +294,11 @@ class _Drawing:
         self._paint(self.hair_lit * 0.74, self._cover(self.mass) * hair.opacity)
         bun = _ellipse(self.x, self.y + 0.79, hair.bun + 1e-3, hair.bun * 0.85 + 1e-3)
         self._paint(self.hair_lit * 0.9, self._cover(bun) * (hair.bun > 0))
-        neck = self.skin * (0.76 + 0.1 * self.turn)
-        self._paint(neck, self._cover(torch.maximum(self.ax - 0.2, self.y.sub(0.6).abs() - 0.3)))
+        throat = torch.maximum(self.ax - 0.2, self.y.sub(0.6).abs() - 0.3)
+        self._paint(neck := self.skin * (0.76 + 0.1 * self.turn), self._cover(throat))
         shoulders = _ellipse(self.x, self.y - 1.24, 0.88, 0.55)
-        cover = self._cover(shoulders)
         cloth = self.cloth * (0.92 + 0.2 * self.light * self.strength * self.x)
-        self._paint(cloth, cover)
+        self._paint(cloth, cover := self._cover(shoulders))
         depth = 0.06 + 0.7 * self.neckline
         self._paint(cloth * 0.72, cover * self._cover(_ellipse(self.x, self.y - 0.66, 0.30, depth + 0.06)))
         self._paint(neck * 1.06, self._cover(_ellipse(self.x, self.y - 0.66, 0.24, depth)))
@@ -345,8 +344,8 @@ class _Drawing:
     def _eyes(self) -> None:
         across = self.ax - EYE_X
         down = self.y - EYE_Y - self.slant * across
-        dark = self.hair_colour * 0.35 + 0.03
-        self._paint(dark, self._cover(_ellipse(across, down + 0.02, 0.152, self.openness + 0.012)))
+        lashes = self.hair_colour * 0.35 + 0.03
+        self._paint(lashes, self._cover(_ellipse(across, down + 0.02, 0.152, self.openness + 0.012)))
         self._paint(_WHITE, lids := self._cover(_ellipse(across, down, 0.142, self.openness)))
         gazing = across - self.gaze * self.side
         centre = torch.sqrt(gazing**2 + down**2)

@@ -1,5 +1,6 @@
 """The command line: same seed, same picture; one clear line and exit status 2 for what is wrong."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,45 @@ def test_models_lists_everything_that_ships(capsys: pytest.CaptureFixture[str]) 
     for name in weights.names():
         assert name in table
         assert f"{weights.record(name)['parameters']:,}" in table
+
+
+MATRIX = """
+name = "one"
+[evaluation]
+count = 120
+steps = 2
+[[entry]]
+experiment = "digits-mlp"
+overrides = { "training.steps" = 2, "training.compile" = false, "model.width" = 8 }
+"""
+
+
+def test_run_trains_evaluates_and_tells_the_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("one.toml").write_text(MATRIX)
+    assert main(["run", "one.toml", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    row = json.loads(Path("runs/results.jsonl").read_text())
+    assert f"frechet_distance {row['metrics']['frechet_distance']:.4g}" in said
+    assert "runs/results.jsonl: 1 of 1 rows of one" in said
+    assert main(["run", "one.toml", "--only", "two"]) == 2
+    assert "two: no such entry" in capsys.readouterr().err
+
+
+def test_evaluate_prints_metrics_floor_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "digits-mlp", "--count", "120", "--steps", "3", "--device", "cpu"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["recipe"]["counts"]["generated"] == 120
+    assert result["recipe"]["steps"] == 3
+    assert result["metrics"]["frechet_distance"] > result["floor"]["frechet_distance"] > 0
+
+
+def test_evaluations_that_would_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "digits-mlp", "--count", "50"]) == 2
+    assert "50 generated images are too few" in capsys.readouterr().err
+    assert main(["evaluate", "growing-grow"]) == 2
+    assert "GrowingNCA" in capsys.readouterr().err
+    assert main(["evaluate", "digits-mlp", "--inception", "nowhere.pth"]) == 2
+    assert "nowhere.pth" in capsys.readouterr().err
