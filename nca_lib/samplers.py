@@ -12,6 +12,7 @@ never computed by division. [`sample`][] runs a sampler to its end.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,6 +41,29 @@ class SamplerState:
     step: int
 
 
+class Constraint:
+    """What an edit asks of a sampler (chapter 6); this one asks for nothing, subclasses say what they need.
+
+    A sampler calls `path` and `begin` once, `correct` within each step and `overwrite` after it.
+    """
+
+    def path(self, visited: list[int]) -> list[int]:
+        """The timesteps to visit instead of `visited`; where one is above the one before, noise is added."""
+        return visited
+
+    def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """The image to begin with, instead of the noise `start` (B, C, H, W)."""
+        return start
+
+    def correct(self, clean: Tensor) -> Tensor:
+        """The clean estimate (B, C, H, W) as it should be."""
+        return clean
+
+    def overwrite(self, image: Tensor, schedule: NoiseSchedule, t: int, noise: Noise, address: int) -> Tensor:
+        """The image after a step to timestep t (-1: clean) as it should be; `address` is this step's own."""
+        return image
+
+
 class Sampler(Protocol):
     """The signature that all samplers share."""
 
@@ -52,6 +76,7 @@ class Sampler(Protocol):
         steps: int | None = None,
         noise: Noise | None = None,
         clip: bool = True,
+        constraint: Constraint | None = None,
     ) -> Iterator[SamplerState]:
         """Yield one state per denoiser call."""
         ...
@@ -77,20 +102,27 @@ def _reverse(
     steps: int | None,
     noise: Noise | None,
     clip: bool,
+    constraint: Constraint | None,
     eta: float,
 ) -> Iterator[SamplerState]:
     # DDIM (Song et al. 2021, eq. 12) with eta = 1 is ancestral DDPM (their section 4.1): its standard
     # deviation (eq. 16) is the square root of the posterior variance (Ho et al. 2020, eq. 7).
-    source = noise or TorchNoise()
-    visited = timestep_array(schedule.timesteps, steps)
-    image = start
-    for step, (now, before) in enumerate(itertools.pairwise(visited)):
+    source, edit = noise or TorchNoise(), constraint or Constraint()
+    path = edit.path(timestep_array(schedule.timesteps, steps))
+    image, calls, visits = edit.begin(start, schedule), 0, Counter[int]()
+    for now, before in itertools.pairwise(path):
+        address = now + schedule.timesteps * visits[now]  # a timestep visited again draws new noise
+        visits[now] += 1
         t, t_before = torch.tensor([now]), torch.tensor([before])
+        if before > now:
+            image = _back(image, schedule, t, t_before, source.normal(image, Purpose.START, 1 + address))
+            continue
         with torch.no_grad():
             predicted = denoiser(image, schedule.time(t).to(image.device).expand(len(image)))
             clean = schedule.clean_from_noise(image, t, predicted)
             if clip:
                 clean = clean.clamp(-1, 1)
+            clean = edit.correct(clean)
             predicted = schedule.noise_from_clean(image, t, clean)
             signal, sigma = schedule.signal_and_noise(t, image.double())
             signal_before, sigma_before = schedule.signal_and_noise(t_before, image.double())
@@ -99,8 +131,18 @@ def _reverse(
             drift = (sigma_before**2 - spread**2).clamp(min=0).sqrt()
             image = signal_before.to(clean) * clean + drift.to(clean) * predicted
             if eta > 0 and before >= 0:
-                image = image + spread.to(clean) * source.normal(image, Purpose.SAMPLER, now)
-        yield SamplerState(max(before, 0) / schedule.timesteps, image, clean, step + 1)
+                image = image + spread.to(clean) * source.normal(image, Purpose.SAMPLER, address)
+            image = edit.overwrite(image, schedule, before, source, address)
+        calls += 1
+        yield SamplerState(max(before, 0) / schedule.timesteps, image, clean, calls)
+
+
+def _back(image: Tensor, schedule: NoiseSchedule, t: Tensor, later: Tensor, noise: Tensor) -> Tensor:
+    # The forward process from t to a later timestep: the alpha_bars' ratio is what is left of the image.
+    signal, _ = schedule.signal_and_noise(t, image.double())
+    signal_later, _ = schedule.signal_and_noise(later, image.double())
+    left = signal_later / signal
+    return left.to(image) * image + (1 - left**2).sqrt().to(image) * noise
 
 
 def ddpm(
@@ -111,6 +153,7 @@ def ddpm(
     steps: int | None = None,
     noise: Noise | None = None,
     clip: bool = True,
+    constraint: Constraint | None = None,
 ) -> Iterator[SamplerState]:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), all timesteps unless `steps` says fewer.
 
@@ -121,8 +164,9 @@ def ddpm(
         steps: how many of the timesteps to visit, evenly spaced.
         noise: where the posterior noise comes from; torch's generator by default.
         clip: keep each clean estimate within [-1, 1]. Off for data of another range.
+        constraint: what the image must obey, see [`Constraint`][]; nothing by default.
     """
-    return _reverse(denoiser, start, schedule, steps, noise, clip, eta=1.0)
+    return _reverse(denoiser, start, schedule, steps, noise, clip, constraint, eta=1.0)
 
 
 def ddim(
@@ -133,9 +177,10 @@ def ddim(
     steps: int | None = 50,
     noise: Noise | None = None,
     clip: bool = True,
+    constraint: Constraint | None = None,
 ) -> Iterator[SamplerState]:
     """Deterministic sampling (Song et al. 2021, eq. 12 with eta = 0); arguments as for [`ddpm`][]."""
-    return _reverse(denoiser, start, schedule, steps, noise, clip, eta=0.0)
+    return _reverse(denoiser, start, schedule, steps, noise, clip, constraint, eta=0.0)
 
 
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim}
@@ -152,11 +197,13 @@ def sample(
     steps: int | None = 50,
     seed: int = 0,
     first_sample: int = 0,
+    constraint: Constraint | None = None,
 ) -> Tensor:
     """Draw `count` images of `size` (height, width): (count, channels, height, width) in [-1, 1].
 
     All randomness, firing masks included, comes from [`CounterNoise`][] with `seed`: image i is the same
     whether it is drawn alone or in a batch, and `first_sample` is the i of the first image of this batch.
+    `constraint` is what they must obey, see [`Constraint`][].
 
     Raises:
         ValueError: `steps` is not within 1..T.
@@ -165,8 +212,9 @@ def sample(
     noise = CounterNoise(seed, first_sample)
     empty = torch.empty(count, channels, *size, device=parameter.device)
     with firing_from(denoiser, noise):
+        start = noise.normal(empty, Purpose.START, 0)
         for state in sampler(  # noqa: B007 - the last one is the result
-            denoiser, noise.normal(empty, Purpose.START, 0), schedule, steps=steps, noise=noise
+            denoiser, start, schedule, steps=steps, noise=noise, constraint=constraint
         ):
             pass
     return state.image

@@ -1,0 +1,377 @@
+"""Editing without retraining: inpainting, super-resolution, variations, shapes (chapter 6).
+
+An edit is a [`Constraint`][nca_lib.samplers.Constraint] handed to a sampler, so that it works with every
+sampler, every denoiser and every size that the denoiser takes. The functions below run one to its end;
+to watch it, hand the constraint to a sampler yourself:
+
+    for state in ddpm(denoiser, start, schedule, steps=50, constraint=KnownPixels(image, mask)):
+        state.image
+
+Images are (B, C, H, W) in [-1, 1]. All randomness comes from [`CounterNoise`][nca_lib.noise.CounterNoise].
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nca_lib.diffusion import Denoiser, NoiseSchedule
+from nca_lib.noise import CounterNoise, Noise, Purpose, firing_from
+from nca_lib.samplers import Constraint, Sampler, ddim, ddpm, sample, timestep_array
+
+Inpainting = Literal["repaint", "published"]
+SuperResolution = Literal["ddnm", "published"]
+
+
+class EditingError(ValueError):
+    """An edit that cannot be made; the message says what would be right."""
+
+
+class KnownPixels(Constraint):
+    """Inpainting: some pixels are known, the sampler fills the others.
+
+    - `"published"` (Diff-NCA): after each step the known pixels are overwritten with the clean image. The
+      denoiser then sees pixels without noise beside noisy ones, which it never did in training.
+    - `"repaint"` (Lugmayr et al. 2022, algorithm 1): they are overwritten with the image noised to the
+      timestep that the step has reached. The filling was drawn before that, so the two need not agree yet:
+      every `jump` steps the process goes back by `jump` steps (adding noise to all pixels) and comes again,
+      until it has gone that way `repeats` times.
+
+    Both end with the known pixels exactly as given.
+
+    Args:
+        image: (B, C, H, W), or (1, C, H, W) for all images alike; what it holds in the hole plays no part.
+        mask: (1, 1, H, W) or (B, 1, H, W) bool, True where the image is known.
+        mode: `"repaint"` or `"published"`.
+        jump: how many steps to go back, RePaint's jump length.
+        repeats: how often each stretch of `jump` steps is gone; 1 resamples nothing.
+
+    Raises:
+        EditingError: mask and image differ in size, the mask is not bool, or a count is below 1.
+    """
+
+    def __init__(
+        self, image: Tensor, mask: Tensor, mode: Inpainting = "repaint", *, jump: int = 5, repeats: int = 5
+    ):
+        if mask.dtype != torch.bool:
+            raise EditingError(f"the mask is {mask.dtype}; it must be bool, True where the image is known")
+        if mask.shape[2:] != image.shape[2:]:
+            sizes = [f"{x.shape[3]}x{x.shape[2]}" for x in (mask, image)]
+            raise EditingError(
+                f"the mask is {sizes[0]} (width x height) and the image {sizes[1]}; same sizes"
+            )
+        if min(jump, repeats) < 1:
+            raise EditingError(f"jump is {jump} and repeats {repeats}; both are at least 1")
+        self.image, self.mask, self.mode, self.jump, self.repeats = image, mask, mode, jump, repeats
+
+    def path(self, visited: list[int]) -> list[int]:
+        """RePaint's way down, with its jumps back."""
+        if self.mode == "published" or self.repeats == 1:
+            return visited
+        path: list[int] = []
+        last = len(visited) - 2  # where the last timestep before -1 (clean) stands
+        for place, t in enumerate(visited):
+            path.append(t)
+            if self.jump <= place <= last and (last - place) % self.jump == 0:
+                path += visited[place - self.jump : place + 1] * (self.repeats - 1)
+        return path
+
+    def overwrite(self, image: Tensor, schedule: NoiseSchedule, t: int, noise: Noise, address: int) -> Tensor:
+        """The image with its known pixels put back, clean or noised to timestep t."""
+        known = self.image.to(image)
+        if self.mode == "repaint" and t >= 0:
+            drawn = noise.normal(image, Purpose.START, 1 + address)
+            known = schedule.add_noise(known, torch.tensor([t]), drawn)
+        return torch.where(self.mask.to(image.device), known, image)
+
+
+def shaped_canvas(shape: Tensor, fill: float = 1.0, channels: int = 3) -> KnownPixels:
+    """A canvas of any shape: pixels outside of it are known, and all `fill` (1 is white).
+
+    Args:
+        shape: (1, 1, H, W) bool, True where there is to be an image.
+        fill: the value around it, in [-1, 1].
+        channels: channels of the images.
+    """
+    background = torch.full((1, channels, *shape.shape[2:]), fill)
+    return KnownPixels(background, ~shape, repeats=1)
+
+
+class LowResolution(Constraint):
+    """Super-resolution by DDNM (Wang et al. 2022, eq. 13): x0 <- A+ y + (I - A+ A) x0.
+
+    A averages blocks of `factor` x `factor` pixels and A+ copies each value to its block: the blocks' means
+    are given, the denoiser decides only what deviates from them. Down-sampling the result returns the input.
+    Deviations that would leave [-1, 1] are shrunk, block by block, until they do not: the mean stays.
+
+    Args:
+        image: y, (B or 1, C, h, w) in [-1, 1]; the sampler's image is (B, C, factor h, factor w).
+        factor: how many times larger, at least 2.
+
+    Raises:
+        EditingError: the factor is below 2.
+    """
+
+    def __init__(self, image: Tensor, factor: int):
+        if factor < 2:
+            raise EditingError(f"factor is {factor}; a whole number of at least 2 enlarges")
+        self.image, self.factor = image, factor
+
+    def correct(self, clean: Tensor) -> Tensor:
+        """The clean estimate with its blocks' means put right."""
+        detail = clean - enlarge(F.avg_pool2d(clean, self.factor), self.factor)
+        low = self.image.to(clean)
+        # Room from each mean to the edge of the range, as a part of what the block's details would take.
+        up = (1 - low) / F.max_pool2d(detail, self.factor).clamp(min=1e-6)
+        down = (1 + low) / F.max_pool2d(-detail, self.factor).clamp(min=1e-6)
+        kept = torch.minimum(up, down).clamp(0, 1)
+        return enlarge(low, self.factor) + enlarge(kept, self.factor) * detail
+
+
+@dataclass(frozen=True)
+class FromImage(Constraint):
+    """Begin in the middle: with an image noised to `strength` T (Meng et al. 2022, SDEdit).
+
+    The sampler's `steps` are spread over the timesteps that are left.
+
+    Args:
+        image: (B or 1, C, H, W).
+        strength: in (0, 1], the fraction of the timesteps to go; with 1 the image plays no part.
+        timesteps: T of the schedule.
+    """
+
+    image: Tensor
+    strength: float
+    timesteps: int
+
+    @property
+    def first(self) -> int:
+        """The timestep to begin with."""
+        return max(round(self.strength * self.timesteps) - 1, 0)
+
+    def path(self, visited: list[int]) -> list[int]:
+        """As many timesteps as asked for, evenly spaced, from the first on."""
+        return timestep_array(self.first + 1, min(len(visited) - 1, self.first + 1))
+
+    def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """The image, noised to the first timestep."""
+        if self.first == schedule.timesteps - 1:
+            return start
+        return schedule.add_noise(self.image.to(start), torch.tensor([self.first]), start)
+
+
+def inpaint(
+    denoiser: Denoiser,
+    image: Tensor,
+    mask: Tensor,
+    *,
+    method: Inpainting = "repaint",
+    jump: int = 5,
+    repeats: int = 5,
+    sampler: Sampler = ddpm,
+    steps: int | None = 50,
+    seed: int = 0,
+) -> Tensor:
+    """Fill the hole of each image: (B, C, H, W) in [-1, 1], equal to `image` where `mask` is True.
+
+    RePaint calls the denoiser about `steps * repeats` times, the published method `steps` times. For several
+    fillings of one image, repeat it: `image.expand(8, -1, -1, -1)`.
+
+    Args:
+        denoiser: a trained one.
+        image: (B, C, H, W) in [-1, 1].
+        mask: (1, 1, H, W) bool, True where the image is known.
+        method: see [`KnownPixels`][].
+        jump: likewise, for RePaint.
+        repeats: likewise.
+        sampler: `ddpm` or `ddim`, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        steps: how many timesteps to visit; None for all.
+        seed: of all noise.
+
+    Raises:
+        EditingError: as [`KnownPixels`][]. ValueError: the denoiser does not take this size.
+    """
+    known = KnownPixels(image, mask, method, jump=jump, repeats=repeats)
+    return _edit(denoiser, image.shape, known, sampler, steps, seed)
+
+
+def upscale(
+    denoiser: Denoiser,
+    image: Tensor,
+    factor: int,
+    *,
+    method: SuperResolution = "ddnm",
+    strength: float = 1 / 12,
+    sampler: Sampler = ddpm,
+    steps: int | None = 50,
+    seed: int = 0,
+) -> Tensor:
+    """Enlarge each image, with details: (B, C, h, w) to (B, C, factor h, factor w), both in [-1, 1].
+
+    - `"ddnm"`: from noise, held to the given image by [`LowResolution`][]: averaging blocks of the result
+      returns the input.
+    - `"published"` (Diff-NCA): enlarge (bilinear), noise to `strength` T (T/14 to T/10), denoise from there.
+      Nothing holds the result to the input.
+
+    Args:
+        denoiser: a trained one.
+        image: (B, C, h, w) in [-1, 1].
+        factor: how many times larger, a whole number of at least 2.
+        method: see above.
+        strength: for `"published"`, see above.
+        sampler: `ddpm` or `ddim`, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        steps: how many timesteps to visit; None for all.
+        seed: of all noise.
+
+    Raises:
+        EditingError: the factor is below 2. ValueError: the denoiser does not take the enlarged size.
+    """
+    constraint = LowResolution(image, factor)
+    if method == "published":
+        rough = F.interpolate(image, scale_factor=factor, mode="bilinear", align_corners=False)
+        return vary(denoiser, rough, strength, sampler=sampler, steps=steps, seed=seed)
+    batch, channels, height, width = image.shape
+    size = torch.Size((batch, channels, factor * height, factor * width))
+    return _edit(denoiser, size, constraint, sampler, steps, seed)
+
+
+def vary(
+    denoiser: Denoiser,
+    image: Tensor,
+    strength: float = 0.5,
+    *,
+    sampler: Sampler = ddim,
+    steps: int | None = 50,
+    seed: int = 0,
+) -> Tensor:
+    """Variations of images: noise them to `strength` T and denoise again (Meng et al. 2022, SDEdit).
+
+    Args:
+        denoiser: a trained one.
+        image: (B, C, H, W) in [-1, 1].
+        strength: from 0, which returns the image, to 1, which has nothing to do with it any more.
+        sampler: `ddpm` or `ddim`, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        steps: how many timesteps to visit; None for all.
+        seed: of all noise.
+
+    Returns:
+        (B, C, H, W) in [-1, 1].
+
+    Raises:
+        EditingError: the strength is not within 0..1. ValueError: the denoiser does not take this size.
+    """
+    if not 0 <= strength <= 1:
+        raise EditingError(f"strength is {strength}; from 0 (the image itself) to 1 (a new one)")
+    if strength == 0:
+        return image.clone()
+    begin = FromImage(image, strength, denoiser.schedule.timesteps)
+    return _edit(denoiser, image.shape, begin, sampler, steps, seed)
+
+
+def interpolate(
+    denoiser: Denoiser,
+    seeds: tuple[int, int],
+    count: int,
+    size: tuple[int, int],
+    *,
+    channels: int = 3,
+    sampler: Sampler = ddim,
+    steps: int | None = 50,
+) -> Tensor:
+    """A walk between two samples: (count, C, H, W) in [-1, 1].
+
+    The first image is [`sample`][nca_lib.samplers.sample]'s for `seeds[0]`, the last its for `seeds[1]`; all
+    noise in between, firing masks included, is interpolated by [`BlendedNoise`][].
+
+    Args:
+        denoiser: a trained one.
+        seeds: the two seeds.
+        count: how many images, both ends included; at least 2.
+        size: (height, width).
+        channels: channels of the images.
+        sampler: `ddpm` or `ddim`, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        steps: how many timesteps to visit; None for all.
+
+    Raises:
+        EditingError: the count is below 2. ValueError: the denoiser does not take this size.
+    """
+    if count < 2:
+        raise EditingError(f"count is {count}; a walk has at least its 2 ends")
+    device = next(denoiser.parameters()).device
+    noise = BlendedNoise(CounterNoise(seeds[0]), CounterNoise(seeds[1]), torch.linspace(0, 1, count))
+    start = noise.normal(torch.empty(count, channels, *size, device=device), Purpose.START, 0)
+    with firing_from(denoiser, noise):
+        for state in sampler(denoiser, start, denoiser.schedule, steps=steps, noise=noise):  # noqa: B007
+            pass
+    return state.image
+
+
+@dataclass(frozen=True)
+class BlendedNoise:
+    """Noise on the way from one source to another, spherically interpolated (Shoemake 1985).
+
+    Row i is cos(w pi/2) a + sin(w pi/2) b with w = `weight[i]`: a and b are independent, hence nearly at a
+    right angle, and every number of the blend is standard normal again. (A straight line between them
+    would be too small in the middle, and what is drawn from it grey.) Uniform numbers are blended as
+    normal ones.
+
+    Args:
+        first: the source at weight 0; each row asks for its first sample.
+        second: the source at weight 1, likewise.
+        weight: (B,) in [0, 1].
+    """
+
+    first: Noise
+    second: Noise
+    weight: Tensor
+
+    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+        """Standard normal numbers with the shape, device and dtype of `like`."""
+        ends = (source.normal(like[:1], purpose, step) for source in (self.first, self.second))
+        return self._blend(*ends)
+
+    def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+        """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32."""
+        a, b = (source.uniform(like[:1], purpose, step, substep) for source in (self.first, self.second))
+        half = 2.0**-25  # from the middle of each of the 2^24 intervals, so that 0 has a finite quantile
+        blend = self._blend(*(torch.special.ndtri(end.double() + half) for end in (a, b)))
+        blended = torch.special.ndtr(blend).float().clamp(max=1 - 2**-24)
+        weight = self.weight.to(a).view(-1, 1, 1, 1)
+        return torch.where(weight == 0, a, torch.where(weight == 1, b, blended))
+
+    def _blend(self, a: Tensor, b: Tensor) -> Tensor:
+        angle = self.weight.double().view(-1, 1, 1, 1) * (math.pi / 2)
+        toward = angle.sin().to(a) * b
+        return torch.where(angle.to(a.device) == math.pi / 2, b, angle.cos().to(a) * a + toward)
+
+
+def enlarge(image: Tensor, factor: int) -> Tensor:
+    """Copy each pixel to a block of `factor` x `factor`: (B, C, h, w) to (B, C, factor h, factor w)."""
+    return F.interpolate(image, scale_factor=factor, mode="nearest")
+
+
+def _edit(
+    denoiser: Denoiser,
+    shape: torch.Size,
+    constraint: Constraint,
+    sampler: Sampler,
+    steps: int | None,
+    seed: int,
+) -> Tensor:
+    count, channels, height, width = shape
+    return sample(
+        denoiser,
+        denoiser.schedule,
+        (height, width),
+        count=count,
+        channels=channels,
+        sampler=sampler,
+        steps=steps,
+        seed=seed,
+        constraint=constraint,
+    )
