@@ -149,3 +149,63 @@ def test_evaluations_that_would_mean_nothing_are_refused(capsys: pytest.CaptureF
     assert "GrowingNCA" in capsys.readouterr().err
     assert main(["evaluate", "digits-mlp", "--inception", "nowhere.pth"]) == 2
     assert "nowhere.pth" in capsys.readouterr().err
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A half-transparent picture of 24x16 pixels."""
+    levels = np.random.default_rng(0).integers(0, 255, (16, 24, 4), np.uint8)
+    levels[..., 3] = 128
+    Image.fromarray(levels, "RGBA").save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def mask(path: Path, width: int, height: int) -> str:
+    hole = np.zeros((height, width), np.uint8)
+    hole[4:9, 6:15] = 255
+    Image.fromarray(hole).save(path)
+    return str(path)
+
+
+def test_inpaint_fills_what_is_white_and_keeps_the_rest(picture: Path, tmp_path: Path) -> None:
+    out, hole = tmp_path / "filled.png", mask(tmp_path / "mask.png", 24, 16)
+    assert main(["inpaint", str(picture), "--mask", hole, "--steps", "2", "--out", str(out)]) == 0
+    before, after = pixels(picture), pixels(out)
+    filled = pixels(Path(hole)) > 0
+    assert after.shape == before.shape
+    assert (after[~filled] == before[~filled]).all()
+    assert (after[filled][:, :3] != before[filled][:, :3]).mean() > 0.9
+    assert (after[..., 3] == 128).all()
+
+
+def test_upscale_enlarges_and_its_blocks_average_to_the_input(picture: Path, tmp_path: Path) -> None:
+    out = tmp_path / "large.png"
+    assert main(["upscale", str(picture), "--factor", "2", "--steps", "2", "--out", str(out)]) == 0
+    large = pixels(out)[..., :3].astype(float)
+    assert large.shape == (32, 48, 3)
+    blocks = large.reshape(16, 2, 24, 2, 3).mean((1, 3))
+    assert np.abs(blocks - pixels(picture)[..., :3]).max() <= 1
+
+
+def test_vary_keeps_the_size_and_nothing_is_overwritten_without_force(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "varied.png"
+    command = ["vary", str(picture), "--steps", "2", "--out", str(out)]
+    assert main(command) == 0
+    first = out.read_bytes()
+    assert pixels(out).shape == pixels(picture).shape
+    assert main([*command, "--seed", "1"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert out.read_bytes() == first
+    assert main([*command, "--seed", "1", "--force"]) == 0
+    assert out.read_bytes() != first
+
+
+def test_a_mask_of_another_size_is_refused_by_name(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hole = mask(tmp_path / "mask.png", 20, 16)
+    assert main(["inpaint", str(picture), "--mask", hole, "--out", str(tmp_path / "x.png")]) == 2
+    assert "20x16" in capsys.readouterr().err
+    assert not (tmp_path / "x.png").exists()
