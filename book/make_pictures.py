@@ -3,6 +3,7 @@
 Each is what `python -m nca_lib sample` gives for the size, seed and steps below, saved as JPEG.
 """
 
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -81,6 +82,16 @@ def growth() -> Image.Image:
     )
 
 
+def portraits() -> Image.Image:
+    """The first sixteen samples of the shipped model of faces, enlarged."""
+    grid = resources.files("nca_lib") / "results" / "faces-fourier-long.png"
+    with resources.as_file(grid) as path:
+        rows = Image.open(path).convert("RGB")
+    rows = rows.crop((0, 0, rows.width, 67))
+    size = rows.width * 3, rows.height * 3
+    return rows.resize(size, Image.Resampling.NEAREST)
+
+
 def main() -> None:
     """Make them all."""
     model = nca_lib.load("diff-nca-tissue")
@@ -94,6 +105,7 @@ def main() -> None:
     save(large, "tissue-512.jpg")
     strip = Image.fromarray(to_uint8(tissue(model, (512, 2048), 1, 1, 25)[0]))
     save(strip, "tissue-strip.jpg")
+    portraits().save(STATIC / "portraits.png", optimize=True)
     cells = growth()
     banner = strip.crop((0, 0, cells.width * 2 // 3, 240))
     banner = banner.resize((cells.width, 360), Image.Resampling.BICUBIC)
