@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nca_lib.noise import Noise, Purpose, TorchNoise
+from nca_lib.noise import Noise, TorchNoise, firing_mask
 
 ALPHA = 3  # channels 0..2 are red, green and blue (premultiplied), 3 is opacity
 
@@ -62,11 +62,6 @@ class LearnedPerception(nn.Conv2d):
         super().__init__(channels, 3 * channels, 3, padding=1)
 
 
-def firing_mask(state: Tensor, probability: float, noise: Noise, step: int) -> Tensor:
-    """Which cells update in this step: (B, 1, H, W) of 0 and 1, each 1 with `probability`."""
-    return (noise.uniform(state, Purpose.FIRING, 0, step) < probability).to(state.dtype)
-
-
 def alive(state: Tensor) -> Tensor:
     """Cells with opacity above 0.1 in themselves or a neighbour: (B, 1, H, W) of 0 and 1."""
     return (F.max_pool2d(state[:, ALPHA : ALPHA + 1], 3, stride=1, padding=1) > 0.1).to(state.dtype)
@@ -107,7 +102,7 @@ class GrowingNCA(nn.Module):
     def forward(self, state: Tensor, step: int = 0) -> Tensor:
         """One step: (B, C, H, W) to the same shape. `step` addresses the firing mask."""
         update = self.narrow(F.relu(self.widen(self.perceive(state))))
-        grown = state + update * firing_mask(state, self.update_probability, self.firing, step)
+        grown = state + update * firing_mask(self.firing, state, self.update_probability, 0, step)
         return grown * alive(state) * alive(grown)
 
 

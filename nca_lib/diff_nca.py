@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
-from nca_lib.noise import Noise, Purpose, TorchNoise
+from nca_lib.noise import Noise, TorchNoise, firing_mask
 
 EMBEDDING = 4  # channels that tell a cell where and when it is
 
@@ -236,8 +236,7 @@ class DiffNCA(nn.Module):
             embedding = self.cell.condition(time, k / self.steps, *state.shape[2:])
             mask = None
             if self.update_probability < 1:
-                mask = self.firing.uniform(state, Purpose.FIRING, moment, k) < self.update_probability
-                mask = mask.to(state.dtype)
+                mask = firing_mask(self.firing, state, self.update_probability, moment, k)
             if self.checkpointing and torch.is_grad_enabled():
                 state = checkpoint(self.cell, state, embedding, mask, use_reentrant=False)
             else:

@@ -189,7 +189,7 @@ def inpaint(
         method: see [`KnownPixels`][].
         jump: likewise, for RePaint.
         repeats: likewise.
-        sampler: `ddpm` or `ddim`, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        sampler: how to sample, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
         steps: how many timesteps to visit; None for all.
         seed: of all noise.
 
@@ -224,7 +224,7 @@ def upscale(
         factor: how many times larger, a whole number of at least 2.
         method: see above.
         strength: for `"published"`, see above.
-        sampler: `ddpm` or `ddim`, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        sampler: how to sample, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
         steps: how many timesteps to visit; None for all.
         seed: of all noise.
 
@@ -255,7 +255,7 @@ def vary(
         denoiser: a trained one.
         image: (B, C, H, W) in [-1, 1].
         strength: from 0, which returns the image, to 1, which has nothing to do with it any more.
-        sampler: `ddpm` or `ddim`, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        sampler: how to sample, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
         steps: how many timesteps to visit; None for all.
         seed: of all noise.
 
@@ -294,7 +294,7 @@ def interpolate(
         count: how many images, both ends included; at least 2.
         size: (height, width).
         channels: channels of the images.
-        sampler: `ddpm` or `ddim`, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        sampler: how to sample, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
         steps: how many timesteps to visit; None for all.
 
     Raises:

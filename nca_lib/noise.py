@@ -1,12 +1,14 @@
 """Where randomness comes from (chapters 2 and 3).
 
 Everything random in a sample (the starting image, the noise that a sampler adds, the firing masks of
-the cells) is asked from a *noise source*. There are two:
+the cells) is asked from a *noise source*. There are two, and two ways to take the firing masks from one:
 
 - [`TorchNoise`][] draws from torch's own generator: fast, and what training uses.
 - [`CounterNoise`][] computes each number from its address (seed, sample, purpose, step, y, x) with a
   counter-based generator. The same address always holds the same number, however the image is cut
   into tiles or the samples into batches.
+- [`FixedMasks`][] holds the firing masks of a sample fixed, [`ExpectedUpdates`][] does without them: for
+  samplers that take few steps.
 """
 
 from __future__ import annotations
@@ -132,9 +134,67 @@ class CounterNoise:
         return (word >> 8).float() * 2.0**-24
 
 
+@dataclass(frozen=True)
+class FixedMasks:
+    """The numbers of another source, but the same firing masks at every denoiser call.
+
+    A cell that fires in NCA step k of one call does so in step k of every call: what the denoiser says then
+    changes from call to call with its input alone, as the solver of a differential equation expects. Another
+    sample still has other masks.
+
+    Args:
+        source: one whose numbers have addresses; [`TorchNoise`][], which ignores them, cannot be held fixed.
+    """
+
+    source: Noise
+
+    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+        """Standard normal numbers, those of the source."""
+        return self.source.normal(like, purpose, step)
+
+    def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+        """Uniform numbers, those that the source has for step 0."""
+        return self.source.uniform(like, purpose, 0, substep)
+
+
+@dataclass(frozen=True)
+class ExpectedUpdates:
+    """The numbers of another source, but no firing masks: in each step every cell makes its expected update.
+
+    That is `update_probability` times its own, see [`firing_mask`][].
+
+    Args:
+        source: where all other numbers come from.
+    """
+
+    source: Noise
+
+    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+        """Standard normal numbers, those of the source."""
+        return self.source.normal(like, purpose, step)
+
+    def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+        """Uniform numbers, those of the source."""
+        return self.source.uniform(like, purpose, step, substep)
+
+
+def firing_mask(noise: Noise, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
+    """What each cell's update is multiplied by: (B, 1, H, W) of the dtype of `like`.
+
+    1 with `probability` and 0 otherwise; of [`ExpectedUpdates`][] the probability itself, everywhere.
+    """
+    if isinstance(noise, ExpectedUpdates):
+        return like.new_full((len(like), 1, *like.shape[2:]), probability)
+    return (noise.uniform(like, Purpose.FIRING, step, substep) < probability).to(like.dtype)
+
+
 @contextmanager
 def firing_from(model: nn.Module, noise: Noise) -> Iterator[None]:
-    """Within the block, every automaton inside `model` draws its firing masks from `noise`."""
+    """Within the block, every automaton inside `model` draws its firing masks from `noise`.
+
+    `firing_from(model, FixedMasks(noise))` draws them once for all calls, `firing_from(model,
+    ExpectedUpdates(noise))` not at all: with either, a denoiser gives the same answer to the same question.
+    """
     modules: Iterator[Any] = model.modules()
     automata = [(module, module.firing) for module in modules if hasattr(module, "firing")]
     for module, _ in automata:

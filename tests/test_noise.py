@@ -7,7 +7,17 @@ import torch
 from scipy import stats
 
 from nca_lib.automaton import GrowingNCA
-from nca_lib.noise import CounterNoise, Purpose, TorchNoise, firing_from, philox
+from nca_lib.diff_nca import DiffNCA
+from nca_lib.noise import (
+    CounterNoise,
+    ExpectedUpdates,
+    FixedMasks,
+    Noise,
+    Purpose,
+    TorchNoise,
+    firing_from,
+    philox,
+)
 
 LIKE = torch.empty(2, 3, 12, 10)
 
@@ -138,3 +148,49 @@ def test_firing_from_reaches_nested_automata_and_restores_their_source_after_an_
         assert automaton.firing is counter
         raise RuntimeError("stop")
     assert automaton.firing is before
+
+
+def one_step(noise: Noise, time: float, batch: int = 3) -> torch.Tensor:
+    """What one step predicts for `batch` equal images: its update where a cell fires, else 0."""
+    torch.manual_seed(0)
+    automaton = DiffNCA(8, 16, 1, update_probability=0.7)
+    image = torch.rand(1, 3, 6, 5).expand(batch, -1, -1, -1)
+    with torch.no_grad(), firing_from(automaton, noise):
+        return automaton(image, torch.full((batch,), time))
+
+
+def test_fixed_masks_are_those_of_every_call_and_of_one_sample_only() -> None:
+    fixed, fresh = FixedMasks(CounterNoise(2)), CounterNoise(2)
+    early, late = one_step(fixed, 0.25) != 0, one_step(fixed, 0.75) != 0
+    assert torch.equal(early, late)
+    assert not torch.equal(one_step(fresh, 0.25) != 0, one_step(fresh, 0.75) != 0)
+    assert not torch.equal(early[0], early[1])
+    steps = [fixed.uniform(LIKE, Purpose.FIRING, 5, k) for k in range(6)]  # but each NCA step has its own
+    assert len({step.sum().item() for step in steps}) == 6
+    later = FixedMasks(CounterNoise(2, first_sample=1))
+    assert torch.equal(one_step(later, 0.5, batch=2) != 0, early[1:])
+
+
+def test_fixed_masks_leave_all_other_noise_as_it_is() -> None:
+    for step in (0, 4):
+        drawn = FixedMasks(CounterNoise(2)).normal(LIKE, Purpose.SAMPLER, step)
+        assert torch.equal(drawn, CounterNoise(2).normal(LIKE, Purpose.SAMPLER, step))
+
+
+def test_the_expected_update_is_the_mean_over_all_masks() -> None:
+    masked, expected = one_step(CounterNoise(0), 0.5, 4000), one_step(ExpectedUpdates(CounterNoise(0)), 0.5)
+    assert torch.equal(expected[0], expected[1])
+    ratio = (
+        masked.mean(0) / expected[0]
+    )  # of 4000 masks: 1 with a deviation of sqrt(0.3 / 0.7 / 4000) = 0.0104
+    assert ratio.sub(1).abs().max() < 4.5 * 0.0104
+    assert ratio.mean().item() == pytest.approx(1, abs=4 * 0.0104 / 30**0.5)
+
+
+def test_expected_updates_of_cells_that_always_update_change_nothing() -> None:
+    torch.manual_seed(0)
+    automaton = DiffNCA(8, 16, 4, update_probability=1.0)
+    image, time = torch.rand(1, 3, 6, 5), torch.full((1,), 0.5)
+    plain = automaton(image, time)
+    with firing_from(automaton, ExpectedUpdates(CounterNoise(0))):
+        assert torch.equal(automaton(image, time), plain)

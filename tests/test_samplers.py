@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, NoiseSchedule, noise_schedule
-from nca_lib.noise import CounterNoise, Purpose
-from nca_lib.samplers import SAMPLERS, ddim, ddpm, sample, timestep_array
+from nca_lib.editing import KnownPixels, LowResolution
+from nca_lib.noise import CounterNoise, Purpose, TorchNoise
+from nca_lib.samplers import (
+    SAMPLERS,
+    Constraint,
+    Firing,
+    ddim,
+    ddpm,
+    dpm_solver,
+    heun,
+    log_snr_array,
+    sample,
+    timestep_array,
+)
 
 MEAN, DEVIATION = 0.4, 0.3
 
@@ -51,27 +64,101 @@ def test_no_timestep_is_visited_twice(steps: int) -> None:
     assert (visited[0], visited[-2], visited[-1]) == (299, 0, -1)
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "sigmoid"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 60, 150, 299, 300])
+def test_timesteps_even_in_log_snr_descend_too(name: str, steps: int) -> None:
+    visited = log_snr_array(noise_schedule(name, 300), steps)
+    assert len(visited) == steps + 1
+    assert all(a > b for a, b in itertools.pairwise(visited))
+    assert (visited[0], visited[-1]) == (299, -1)
+    if steps == 300:
+        assert visited == timestep_array(300)
+
+
+def test_timesteps_even_in_log_snr_are_even_in_log_snr() -> None:
+    schedule = noise_schedule("cosine", 30_000)  # so fine that rounding plays no part
+    lambdas = torch.logit(schedule.alpha_bar) / 2
+    strides = lambdas[log_snr_array(schedule, 12)[1:-1]].diff()
+    torch.testing.assert_close(strides, strides.mean().expand(10), atol=0, rtol=3e-3)
+
+
 @pytest.mark.parametrize("steps", [0, -1, 301])
 def test_impossible_step_counts_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=f"steps is {steps}.*1 to 300"):
         timestep_array(300, steps)
 
 
-def test_ddim_converges_to_the_exact_transport_with_first_order() -> None:
-    # For Gaussian data the probability flow is affine: along it
-    # z = (x - sqrt(ab) m) / sqrt(ab s^2 + 1 - ab) is constant.
-    schedule = noise_schedule("linear", 4000)
-    denoiser = GaussianDenoiser(schedule)
-    start = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 3, 3)
-    last = schedule.alpha_bar[-1]
-    exact = MEAN + DEVIATION * (start - last.sqrt() * MEAN) / (last * DEVIATION**2 + 1 - last).sqrt()
+class Visiting(Constraint):
+    """Nothing asked but the timesteps."""
+
+    def __init__(self, *timesteps: int):
+        self.timesteps = list(timesteps)
+
+    def path(self, visited: list[int]) -> list[int]:
+        return self.timesteps
+
+
+def flow(schedule: NoiseSchedule, start: Tensor, t: int) -> Tensor:
+    """The exact probability flow from the last timestep to t (-1: clean) for [`GaussianDenoiser`][].
+
+    It is affine: along it z = (x - sqrt(ab) m) / sqrt(ab s^2 + 1 - ab) is constant.
+    """
+
+    def moments(t: int) -> tuple[Tensor, Tensor]:
+        signal, sigma = schedule.signal_and_noise(torch.tensor([t]), start)
+        return signal * MEAN, (signal**2 * DEVIATION**2 + sigma**2).sqrt()
+
+    (mean, deviation), (mean_t, deviation_t) = moments(schedule.timesteps - 1), moments(t)
+    return mean_t + deviation_t * (start - mean) / deviation
+
+
+START = torch.linspace(-2, 2, 9, dtype=torch.float64).view(1, 1, 3, 3)
+
+
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("dpm_solver", 2), ("heun", 2)])
+def test_the_order_of_convergence(name: str, order: int) -> None:
+    # A fine schedule, even in lambda = log(signal / sigma), in strides ever smaller. It ends at timestep 0:
+    # the step from there to clean is infinitely long in lambda.
+    lambdas = torch.linspace(3, -2, 961, dtype=torch.float64)
+    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (2 * lambdas).sigmoid()])
+    schedule = NoiseSchedule(1 - alpha_bar[1:] / alpha_bar[:-1])
+    exact, counts, errors = flow(schedule, START, 0), (20, 40, 80, 160), []
+    for count in counts:
+        path, calls = Visiting(*range(960, -1, -960 // count)), (2 if name == "heun" else 1) * count
+        states = list(
+            SAMPLERS[name](
+                GaussianDenoiser(schedule), START, schedule, steps=321, clip=False, constraint=path
+            )
+        )
+        assert len(states) == calls
+        errors.append(float((states[-1].image - exact).abs().max()))
+    slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert -slope == pytest.approx(order, abs=0.15), errors
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm_solver", "heun"])
+def test_more_calls_come_nearer_to_the_exact_flow(name: str) -> None:
+    schedule = noise_schedule("cosine", 300)
+    denoiser, exact = GaussianDenoiser(schedule), flow(schedule, START, -1)
     errors = [
-        float((last_image(ddim(denoiser, start, schedule, steps=n, clip=False)) - exact).abs().max())
-        for n in (50, 100, 200, 400)
+        float(
+            (last_image(SAMPLERS[name](denoiser, START, schedule, steps=n, clip=False)) - exact).abs().max()
+        )
+        for n in (5, 10, 20, 40, 80)
     ]
-    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
-    assert all(0.8 < order < 1.25 for order in orders), (errors, orders)
+    assert all(fine < 0.75 * coarse for coarse, fine in itertools.pairwise(errors)), errors
     assert errors[-1] < 0.02
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "sigmoid"])
+def test_at_twenty_calls_the_multistep_solver_is_twice_as_near_as_ddim(name: str) -> None:
+    schedule = noise_schedule(name, 300)
+    denoiser, exact = GaussianDenoiser(schedule), flow(schedule, START, -1)
+    first, second = (
+        float((last_image(sampler(denoiser, START, schedule, steps=20, clip=False)) - exact).abs().max())
+        for sampler in (ddim, dpm_solver)
+    )
+    assert second < first / 2
 
 
 def test_ddpm_reproduces_mean_and_variance_of_the_data() -> None:
@@ -103,6 +190,59 @@ def test_ddpm_steps_are_the_posterior_of_ho_et_al(name: str) -> None:
         image = state.image
 
 
+def _trajectory(scheduler: object, denoiser: nn.Module, image: Tensor, **options: bool) -> list[Tensor]:
+    """The images that a scheduler of diffusers visits, its noise from torch's generator."""
+    torch.manual_seed(1)
+    images = []
+    for t in scheduler.timesteps.tolist():
+        predicted = denoiser(image, torch.tensor([t / scheduler.config.num_train_timesteps]))
+        image = scheduler.step(predicted, t, image, **options).prev_sample
+        images.append(image)
+    return images
+
+
+# diffusers keeps alpha_bar in float32, too coarse for the noisy end of the cosine schedule: we begin at 279.
+PATHS = {
+    "linear": [299, 251, 222, 180, 131, 90, 45, 17, 3, 0, -1],
+    "cosine": [279, 190, 133, 80, 41, 12, 0, -1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # in diffusers, of NumPy 2
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    ("sampler", "clip"),
+    # DPMSolverMultistepScheduler has another way to clip.
+    [("ddpm", True), ("ddpm", False), ("ddim", True), ("ddim", False), ("dpm_solver", False)],
+)
+def test_samplers_agree_with_the_schedulers_of_diffusers(sampler: str, name: str, clip: bool) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    schedule, path = noise_schedule(name, 300), PATHS[name]
+    options: dict[str, object] = {"num_train_timesteps": 300, "trained_betas": schedule.betas.tolist()}
+    denoiser = GaussianDenoiser(schedule, mean=0.7, deviation=1.5)  # it is clipped, and often
+    torch.manual_seed(0)
+    start = torch.randn(2, 3, 6, 5)
+    if sampler == "dpm_solver":
+        scheduler = diffusers.DPMSolverMultistepScheduler(**options)
+        scheduler.set_timesteps(timesteps=path[:-1])
+        expected = _trajectory(scheduler, denoiser, start)
+    elif sampler == "ddpm":
+        scheduler = diffusers.DDPMScheduler(**options, clip_sample=clip)
+        scheduler.set_timesteps(timesteps=path[:-1])
+        expected = _trajectory(scheduler, denoiser, start)
+    else:  # it finds the step before by division, so only even steps can agree
+        scheduler = diffusers.DDIMScheduler(**options, clip_sample=clip)
+        scheduler.set_timesteps(10)
+        path = [*scheduler.timesteps.tolist(), -1]
+        assert path == [*range(270, -1, -30), -1]
+        expected = _trajectory(scheduler, denoiser, start, use_clipped_model_output=True)
+    torch.manual_seed(1)
+    found = list(SAMPLERS[sampler](denoiser, start, schedule, clip=clip, constraint=Visiting(*path)))
+    assert len(found) == len(expected)
+    for state, image in zip(found, expected, strict=True):
+        torch.testing.assert_close(state.image, image, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 7, 300])
 def test_a_perfect_denoiser_of_one_image_leads_to_that_image(sampler: object, steps: int) -> None:
@@ -118,28 +258,6 @@ def test_a_perfect_denoiser_of_one_image_leads_to_that_image(sampler: object, st
     torch.testing.assert_close(result, picture.expand_as(result), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_a_sampler_yields_one_state_a_step_and_ends_clean(sampler: object) -> None:
-    schedule = noise_schedule("cosine", 100)
-    start = torch.randn(1, 1, 2, 2, dtype=torch.float64)
-    visited = list(sampler(GaussianDenoiser(schedule), start, schedule, steps=10))
-    assert [state.step for state in visited] == list(range(1, 11))
-    assert [state.time for state in visited] == [t / 100 for t in (88, 77, 66, 55, 44, 33, 22, 11, 0, 0)]
-    torch.testing.assert_close(visited[-1].image, visited[-1].clean_estimate)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_clipping_keeps_every_clean_estimate_in_range(sampler: object) -> None:
-    torch.manual_seed(0)
-    schedule = noise_schedule("cosine", 50)
-    denoiser = GaussianDenoiser(schedule, mean=0.9, deviation=2.0)
-    start = torch.randn(1, 3, 8, 8, dtype=torch.float64)
-    free = [s.clean_estimate.abs().max() for s in sampler(denoiser, start, schedule, steps=20, clip=False)]
-    kept = [s.clean_estimate.abs().max() for s in sampler(denoiser, start, schedule, steps=20)]
-    assert max(free) > 1
-    assert max(kept) <= 1
-
-
 @pytest.fixture(scope="module")
 def denoiser() -> Denoiser:
     torch.manual_seed(0)
@@ -147,22 +265,163 @@ def denoiser() -> Denoiser:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
-def test_the_same_seed_draws_the_same_image_and_another_seed_another(
-    denoiser: Denoiser, sampler: object
-) -> None:
-    def draw(seed: int, count: int = 1) -> Tensor:
-        return sample(denoiser, denoiser.schedule, (8, 9), count=count, sampler=sampler, steps=5, seed=seed)
+class TestEverySampler:
+    """What a caller may rely on, whatever the sampler."""
 
-    torch.manual_seed(1)
-    first = draw(0)
-    torch.manual_seed(2)
-    assert first.shape == (1, 3, 8, 9)
-    assert torch.equal(first, draw(0))
-    assert not torch.allclose(first, draw(1))
-    batch = draw(0, count=3)
-    torch.testing.assert_close(batch[:1], first, atol=1e-5, rtol=0)
-    assert not torch.allclose(batch[1], batch[0])
-    assert batch.abs().max() <= 1.0001
+    @pytest.mark.parametrize("steps", [1, 2, 3, 10, 11, 100, None])
+    def test_yields_one_state_a_call_and_ends_clean(self, sampler: object, steps: int | None) -> None:
+        schedule, asked = noise_schedule("cosine", 100), []
+
+        class Counting(GaussianDenoiser):
+            def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+                asked.append(float(time[0]))
+                return super().forward(noisy, time)
+
+        start = torch.randn(1, 1, 2, 2, dtype=torch.float64)
+        visited = list(sampler(Counting(schedule), start, schedule, steps=steps))
+        assert len(asked) == (steps or 100)
+        assert asked[0] == pytest.approx(0.99)
+        assert [state.step for state in visited] == list(range(1, len(asked) + 1))
+        times = [state.time for state in visited]
+        assert times == sorted(times, reverse=True)
+        assert times[:-1] == pytest.approx(asked[1:])  # the image of a state is what is asked about next
+        assert times[-1] == 0
+        torch.testing.assert_close(visited[-1].image, visited[-1].clean_estimate)
+
+    def test_refuses_impossible_step_counts(self, sampler: object) -> None:
+        schedule = noise_schedule("cosine", 100)
+        for steps in (0, -1, 101):
+            with pytest.raises(ValueError, match=f"steps is {steps}.*1 to 100"):
+                next(sampler(GaussianDenoiser(schedule), START, schedule, steps=steps))
+
+    def test_keeps_every_clean_estimate_in_range(self, sampler: object) -> None:
+        torch.manual_seed(0)
+        schedule = noise_schedule("cosine", 50)
+        denoiser = GaussianDenoiser(schedule, mean=0.9, deviation=2.0)
+        start = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+        free = [
+            s.clean_estimate.abs().max() for s in sampler(denoiser, start, schedule, steps=20, clip=False)
+        ]
+        kept = [s.clean_estimate.abs().max() for s in sampler(denoiser, start, schedule, steps=20)]
+        assert max(free) > 1
+        assert max(kept) <= 1
+
+    @pytest.mark.parametrize("firing", ["fresh", "fixed", "expected"])
+    def test_draws_the_image_of_its_seed_alone_or_in_a_batch(
+        self, denoiser: Denoiser, sampler: object, firing: Firing
+    ) -> None:
+        def draw(seed: int, count: int = 1, first: int = 0) -> Tensor:
+            return sample(
+                denoiser,
+                denoiser.schedule,
+                (8, 9),
+                count=count,
+                sampler=sampler,
+                steps=5,
+                seed=seed,
+                first_sample=first,
+                firing=firing,
+            )
+
+        torch.manual_seed(1)
+        first = draw(0)
+        torch.manual_seed(2)
+        assert first.shape == (1, 3, 8, 9)
+        assert torch.equal(first, draw(0))
+        assert not torch.allclose(first, draw(1))
+        batch = draw(0, count=3)
+        torch.testing.assert_close(batch[:1], first, atol=1e-5, rtol=0)
+        torch.testing.assert_close(batch[2:], draw(0, first=2), atol=1e-5, rtol=0)
+        assert not torch.allclose(batch[1], batch[0])
+        assert batch.abs().max() <= 1.0001
+
+    def test_honours_constraints_exactly(self, denoiser: Denoiser, sampler: object) -> None:
+        picture = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(3)) * 2 - 1
+        known = torch.rand(1, 1, 8, 6, generator=torch.Generator().manual_seed(4)) < 0.5
+        options = {"count": 2, "sampler": sampler, "steps": 7}
+        filled = sample(
+            denoiser,
+            denoiser.schedule,
+            (8, 6),
+            constraint=KnownPixels(picture, known, jump=2, repeats=2),
+            **options,
+        )
+        given = known.expand_as(picture)
+        assert torch.equal(filled[given], picture[given])
+        assert not torch.isclose(filled, picture)[~given].any()
+        large = sample(denoiser, denoiser.schedule, (24, 18), constraint=LowResolution(picture, 3), **options)
+        torch.testing.assert_close(F.avg_pool2d(large, 3), picture, atol=1e-5, rtol=0)
+
+
+class Recording(GaussianDenoiser):
+    """Keeps what it was asked."""
+
+    def __init__(self, schedule: NoiseSchedule):
+        super().__init__(schedule)
+        self.asked: list[tuple[Tensor, int]] = []
+
+    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+        self.asked.append((noisy, int(self.schedule.timestep(time)[0])))
+        return super().forward(noisy, time)
+
+
+class Ones(TorchNoise):
+    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+        return torch.ones_like(like)
+
+
+def test_the_multistep_solver_forgets_its_history_at_a_jump_back() -> None:
+    schedule = noise_schedule("cosine", 50)
+    path, denoiser = [49, 40, 30, 20, 40, 30, 20, -1], Recording(schedule)
+    states = list(dpm_solver(denoiser, START, schedule, noise=Ones(), constraint=Visiting(*path)))
+    assert [t for _, t in denoiser.asked] == [49, 40, 30, 40, 30, 20]
+    left = schedule.alpha_bar[40] / schedule.alpha_bar[20]  # of the variance, when noise is added again
+    torch.testing.assert_close(denoiser.asked[3][0], left.sqrt() * states[2].image + (1 - left).sqrt())
+    as_ddim = []
+    for (image, t), state in zip(denoiser.asked, states, strict=True):
+        before = torch.tensor([-1 if state is states[-1] else schedule.timestep(torch.tensor(state.time))])
+        noise = schedule.noise_from_clean(image, torch.tensor([t]), state.clean_estimate)
+        step = schedule.add_noise(state.clean_estimate, before, noise)
+        as_ddim.append(torch.allclose(state.image, step, atol=1e-9))
+    assert as_ddim == [True, False, False, True, False, True]
+
+
+def test_heun_looks_again_where_a_step_leads() -> None:
+    schedule = noise_schedule("cosine", 100)
+    odd, even = Recording(schedule), Recording(schedule)
+    list(heun(odd, START, schedule, steps=7))
+    list(heun(even, START, schedule, steps=8))
+    a, b, c, d, _ = log_snr_array(schedule, 4)
+    assert [t for _, t in odd.asked] == [a, b, b, c, c, d, d]
+    a, b, c, d, e, _ = log_snr_array(schedule, 5)
+    assert [t for _, t in even.asked] == [a, b, c, c, d, d, e, e]  # the first step is DDIM's
+
+
+def test_heun_is_exact_where_the_clean_estimate_changes_evenly_over_lambda() -> None:
+    schedule, slope = noise_schedule("cosine", 300), 0.1
+    lambdas = torch.logit(schedule.alpha_bar) / 2
+
+    class Even(nn.Module):
+        def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+            t = schedule.timestep(time)
+            return schedule.noise_from_clean(noisy, t, (slope * lambdas[t]).view(-1, 1, 1, 1))
+
+    states = list(heun(Even(), START, schedule, steps=5, clip=False, constraint=Visiting(280, 200, 90, 10)))
+    # d(x / sigma) = exp(lambda) clean d(lambda), of which exp(lambda) (clean - slope) is the integral.
+    sigma, weight = (1 - schedule.alpha_bar).sqrt(), lambdas.exp() * slope * (lambdas - 1)
+    exact = sigma[10] * (START / sigma[280] + weight[10] - weight[280])
+    torch.testing.assert_close(states[-1].image, exact, atol=1e-9, rtol=0)
+
+
+def test_fixed_masks_and_expected_updates_reach_every_call_of_a_sample(denoiser: Denoiser) -> None:
+    def draw(firing: Firing, denoiser: Denoiser = denoiser) -> Tensor:
+        return sample(denoiser, denoiser.schedule, (8, 8), steps=6, firing=firing)
+
+    images = [draw("fresh"), draw("fixed"), draw("expected")]
+    assert all(not torch.allclose(a, b, atol=1e-3) for a, b in itertools.combinations(images, 2))
+    certain = Denoiser(DiffNCA(10, 16, 3, update_probability=1.0), denoiser.schedule).eval()
+    assert torch.equal(draw("fresh", certain), draw("fixed", certain))
+    assert torch.equal(draw("fresh", certain), draw("expected", certain))
 
 
 def test_sampling_leaves_torchs_generator_alone(denoiser: Denoiser) -> None:
