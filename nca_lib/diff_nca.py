@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,9 @@ class Cell(nn.Module):
         zero_init: bool = False,
     ):
         super().__init__()
-        self.encoding, self.position = encoding, position
+        self.encoding, self.position, self.image_channels = encoding, position, image_channels
+        # What `fold` needs: one embedding for all cells, a border that shows constants as they are.
+        self.foldable = not position and norm == "cell" and padding == "reflect"
         seen = 2 * channels + EMBEDDING
 
         def conv(fan_in: int, fan_out: int, size: int = 1) -> nn.Module:
@@ -147,7 +149,7 @@ class Cell(nn.Module):
 
     def forward(self, state: Tensor, embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """One step: (B, C, H, W) to the same shape. `mask` (B, 1, H, W) is 1 where a cell fires."""
-        everywhere = embedding.expand(-1, -1, *state.shape[2:])
+        everywhere = embedding.expand(len(state), -1, *state.shape[2:])
         z = torch.cat([state, everywhere], dim=1)
         seen = torch.cat([z, self.perception(z)], dim=1)
         if self.modulate_seen is not None:
@@ -157,6 +159,52 @@ class Cell(nn.Module):
             hidden = hidden * self.modulate_hidden(embedding)
         update = self.narrow(hidden) * self.writable
         return state + (update if mask is None else mask * update)
+
+    def fold(self, embedding: Tensor, dtype: torch.dtype) -> FoldedStep:
+        """The step as it is at one embedding (1, 4, 1, 1), which then takes part as a constant."""
+        channels, image = self.writable.shape[1], self.image_channels
+        perception: Any = self.perception
+        widen: Any = self.widen
+        narrow: Any = self.narrow
+        seen_by, hidden_by = widen.weight.flatten(1), narrow.weight.flatten(1)[image:]
+        if self.modulate_seen is not None and self.modulate_hidden is not None:
+            seen_by = seen_by * self.modulate_seen(embedding).flatten()
+            hidden_by = hidden_by * self.modulate_hidden(embedding).flatten()
+        own, told, around = seen_by.split([channels, EMBEDDING, channels], dim=1)
+        constant, taps = embedding.flatten(), perception.weight
+        step = FoldedStep(
+            taps[:, :channels].contiguous(memory_format=torch.channels_last),
+            perception.bias + taps[:, channels:].sum((2, 3)) @ constant,
+            torch.cat([own, around], dim=1),
+            widen.bias + told @ constant,
+            hidden_by,
+            narrow.bias[image:],
+        )
+        return FoldedStep(*(weights.to(dtype) for weights in step))
+
+
+class FoldedStep(NamedTuple):
+    """The weights of one step with its conditioning, the same for all cells, folded in."""
+
+    perception: Tensor
+    perception_bias: Tensor
+    widen: Tensor
+    widen_bias: Tensor
+    narrow: Tensor
+    narrow_bias: Tensor
+
+
+def folded_step(state: Tensor, by: FoldedStep, mask: Tensor | None) -> Tensor:
+    """What [`Cell`][] computes, channels last: (B, H, W, C) to the same shape; `mask` is (B, H, W, 1)."""
+    own = state.to(by.widen.dtype)
+    padded = F.pad(own.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect")
+    around = F.conv2d(padded, by.perception, by.perception_bias).permute(0, 2, 3, 1)
+    hidden = F.linear(torch.cat([own, around], dim=-1), by.widen, by.widen_bias)
+    hidden = F.layer_norm(hidden.to(state.dtype), hidden.shape[-1:], eps=1e-5)
+    update = F.linear(F.leaky_relu(hidden, 0.01).to(own.dtype), by.narrow, by.narrow_bias).to(state.dtype)
+    image = state.shape[-1] - update.shape[-1]  # channels that no step writes
+    grown = state[..., image:] + (update if mask is None else mask * update)
+    return torch.cat([state[..., :image], grown], dim=-1)
 
 
 class DiffNCA(nn.Module):
@@ -179,6 +227,10 @@ class DiffNCA(nn.Module):
         zero_init: start with updates of exactly zero.
         checkpointing: keep one state per step instead of all activations, and recompute the rest in the
             backward pass; same values, same gradients.
+
+    Attributes:
+        fast: without gradients, compute what all images share once, and fold conditioning into weights where
+            it is the same for all cells; equal up to rounding. False for the literal computation.
 
     Raises:
         ValueError: too few channels for image, prediction and one hidden; a probability outside (0, 1].
@@ -211,6 +263,7 @@ class DiffNCA(nn.Module):
         self.channels, self.steps, self.image_channels = channels, steps, image_channels
         self.update_probability, self.checkpointing = update_probability, checkpointing
         self.firing: Noise = TorchNoise()
+        self.fast, self.folded_step = True, folded_step
         self.cell = Cell(
             channels,
             hidden,
@@ -243,14 +296,39 @@ class DiffNCA(nn.Module):
                 state = self.cell(state, embedding, mask)
             yield state
 
+    def folded_rollout(self, state: Tensor, time: Tensor) -> Iterator[Tensor]:
+        """As `rollout`, for one time (1,): the conditioning of each step is folded into its weights."""
+        device = state.device.type
+        low = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if low else state.dtype
+        with torch.autocast(device, enabled=False):
+            steps = [
+                self.cell.fold(self.cell.condition(time, k / self.steps, 1, 1), dtype)
+                for k in range(self.steps)
+            ]
+            moment = round(float(time[0]) * 2**20)
+            state = state.permute(0, 2, 3, 1).contiguous()
+            for k, step in enumerate(steps):
+                mask = None
+                if self.update_probability < 1:
+                    like = state.permute(0, 3, 1, 2)
+                    mask = firing_mask(self.firing, like, self.update_probability, moment, k)
+                    mask = mask.permute(0, 2, 3, 1)
+                state = self.folded_step(state, step, mask)
+                yield state.permute(0, 3, 1, 2)
+
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
         """The state that `forward` starts from."""
         return self.seed(noisy)
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Run the automaton on `noisy` and read its prediction channels."""
+        fast = self.fast and not torch.is_grad_enabled() and bool((time == time[0]).all())
+        if fast:
+            time = time[:1]  # all images are told the same
         state = self.initial_state(noisy, time)
-        for state in self.rollout(state, time):  # noqa: B007, B020 - the last one is the result
+        rollout = self.folded_rollout if fast and self.cell.foldable else self.rollout
+        for state in rollout(state, time):  # noqa: B007, B020 - the last one is the result
             pass
         return state[:, self.image_channels : 2 * self.image_channels]
 
@@ -269,3 +347,6 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
         parts = [getattr(model, "update", None) or getattr(model, "network", model)]
     for part in parts:
         part.compile()
+    for module in model.modules():
+        if isinstance(module, DiffNCA):
+            module.folded_step = torch.compile(folded_step)

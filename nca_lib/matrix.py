@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,7 +30,7 @@ from torchvision.utils import make_grid, save_image
 
 from nca_lib import weights
 from nca_lib.baselines import VNCA
-from nca_lib.diff_nca import compile_step
+from nca_lib.diff_nca import DiffNCA, compile_step
 from nca_lib.evaluation import evaluate_model, generator
 from nca_lib.experiment import Experiment, ExperimentError, matrices
 from nca_lib.training import computes_bf16, train
@@ -154,8 +155,13 @@ def _row(matrix: Matrix, entry: Experiment, place: Path, model: nn.Module) -> di
 def operations(model: nn.Module, channels: int, size: int) -> float:
     """Floating-point operations of one network call on one image (a multiply-add counts as two).
 
-    For VNCA it is the whole image: there is only one call.
+    Of an automaton they are those of the literal computation, as published. For VNCA it is the whole image:
+    there is only one call.
     """
+    model = deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, DiffNCA):
+            module.fast = False
     parameter = next(model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if isinstance(model, VNCA):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -230,3 +231,44 @@ def test_impossible_automata_are_refused() -> None:
     for probability in (0.0, 1.1, -0.5):
         with pytest.raises(ValueError, match=f"update_probability is {probability}"):
             DiffNCA(8, 16, update_probability=probability)
+
+
+@pytest.mark.parametrize("probability", [1.0, 0.7])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"position": False},
+        {"position": False, "encoding": "sinusoidal", "weight_norm": False},
+        {"position": False, "modulation": False},
+        {"position": False, "norm": "group"},
+        {"position": True},
+    ],
+    ids=str,
+)
+def test_the_fast_path_equals_the_literal_one(options: dict[str, Any], probability: float) -> None:
+    torch.manual_seed(0)
+    network = DiffNCA(16, 32, 4, update_probability=probability, **options)
+    noisy, time = torch.randn(3, 3, 12, 14), torch.full((3,), 0.4)
+    with torch.no_grad(), firing_from(network, CounterNoise(1)):
+        fast = network(noisy, time)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = network(noisy, time)
+        network.fast = False
+        literal = network(noisy, time)
+    assert float((fast - literal).norm() / literal.norm()) < 1e-5
+    assert float((low - literal).norm() / literal.norm()) < 2e-2  # bf16 keeps 8 bits, over 4 steps
+
+
+def test_the_fast_path_is_only_taken_where_all_images_share_a_time_and_nothing_is_learned() -> None:
+    torch.manual_seed(0)
+    network = DiffNCA(10, 16, 3, position=False, update_probability=1.0)
+    noisy = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        apart = [
+            network(image[None], time[None])
+            for image, time in zip(noisy, torch.tensor([0.2, 0.7]), strict=True)
+        ]
+        together = network(noisy, torch.tensor([0.2, 0.7]))
+    torch.testing.assert_close(together, torch.cat(apart))
+    network(noisy, torch.tensor([0.5, 0.5])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
