@@ -1,6 +1,7 @@
-"""The command line: `python -m nca_lib train | run | evaluate | sample | inpaint | upscale | vary | models`.
+"""The command line: `python -m nca_lib COMMAND`.
 
-A wrong argument ends with exit status 2 and one line that says what would be right.
+Commands: train, run, evaluate, sample, inpaint, upscale, vary, export-web, models. A wrong argument ends with
+exit status 2 and one line that says what would be right.
 """
 
 from __future__ import annotations
@@ -222,6 +223,20 @@ def _edit(
     )
 
 
+def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    _no_more(extra)
+    from nca_lib.export_web import export
+
+    out = Path(arguments.out or f"{Path(arguments.model).stem}.web.json")
+    if out.exists() and not arguments.force:
+        raise UsageError(f"{out} exists; add --force to overwrite it, or choose another name")
+    if not out.parent.is_dir():
+        raise UsageError(f"--out: the folder {out.parent} does not exist")
+    text = json.dumps(export(weights.load(arguments.model)), separators=(",", ":"))
+    weights.write_atomically(out, text.encode())
+    print(f"{out}: {len(text) / 1000:.0f} kB")
+
+
 def _size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split("x"))
@@ -310,6 +325,12 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=_sample)
 
     _add_editing(commands)
+
+    export = commands.add_parser("export-web", help="write a model as JSON that runs in a browser")
+    export.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
+    export.add_argument("--out", help="the file to write (default NAME.web.json)")
+    export.add_argument("--force", action="store_true", help="overwrite the file")
+    export.set_defaults(run=_export_web)
 
     models = commands.add_parser("models", help="the weights that ship with the library")
     models.set_defaults(run=_models)

@@ -1,0 +1,508 @@
+// Cellular automata and diffusion on typed arrays, equal to nca_lib's PyTorch (a test compares them). No DOM, no
+// dependencies. The static pages are opened from disk, where browsers refuse module workers: a page therefore runs
+// this text as a plain worker, without its last statement (`export`).
+//
+// States and images are Float32Arrays, channels last: number c of cell (y, x) is at (y * width + x) * channels + c.
+
+// ---- Weights ------------------------------------------------------------------------------------------------------
+
+// Base64 of little-endian float16 to Float32Array.
+function halfFloats(text) {
+  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+  const numbers = new Float32Array(bytes.length / 2);
+  for (let i = 0; i < numbers.length; i++) {
+    const half = bytes[2 * i] | (bytes[2 * i + 1] << 8);
+    const exponent = (half >> 10) & 31, fraction = half & 1023;
+    const size = exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24;
+    numbers[i] = half >> 15 ? -size : size;
+  }
+  return numbers;
+}
+
+function tensorsOf(model) {
+  return Object.fromEntries(Object.entries(model.tensors).map(([name, text]) => [name, halfFloats(text)]));
+}
+
+// ---- Noise: nca_lib/noise.py --------------------------------------------------------------------------------------
+
+const START = 0, SAMPLER = 1, FIRING = 2; // what a random number is for
+
+function highWord(a, b) { // of the 64-bit product of two 32-bit words
+  const ah = a >>> 16, al = a & 0xffff, bh = b >>> 16, bl = b & 0xffff;
+  const middle = ah * bl + ((al * bl) >>> 16);
+  return ah * bh + (middle >>> 16) + ((al * bh + (middle & 0xffff)) >>> 16);
+}
+
+// Philox4x32-10 (Salmon et al. 2011): four 32-bit words of a counter and two of a key to four words, put in `out`.
+function philox(c0, c1, c2, c3, k0, k1, out) {
+  for (let round = 0; round < 10; round++) {
+    const high0 = highWord(0xd2511f53, c0), low0 = Math.imul(0xd2511f53, c0);
+    const high1 = highWord(0xcd9e8d57, c2), low1 = Math.imul(0xcd9e8d57, c2);
+    c0 = high1 ^ c1 ^ k0;
+    c1 = low1;
+    c2 = high0 ^ c3 ^ k1;
+    c3 = low0;
+    k0 = (k0 + 0x9e3779b9) | 0;
+    k1 = (k1 + 0xbb67ae85) | 0;
+  }
+  out[0] = c0;
+  out[1] = c1;
+  out[2] = c2;
+  out[3] = c3;
+}
+
+// Each number is computed from its address: seed, purpose, step, substep, y, x.
+class CounterNoise {
+  constructor(seed, y = 0, x = 0) {
+    this.seed = seed | 0;
+    this.y = y;
+    this.x = x;
+    this.words = new Uint32Array(4);
+  }
+
+  wordsAt(y, x, purpose, step, block) {
+    philox(x + this.x, y + this.y, step, (purpose << 24) | block, this.seed, 0, this.words);
+    return this.words;
+  }
+
+  // Uniform in [0, 1) with 24 bits, for one cell.
+  uniform(y, x, purpose, step, substep) {
+    return (this.wordsAt(y, x, purpose, step, substep >> 2)[substep & 3] >>> 8) * 2 ** -24;
+  }
+
+  // Standard normal (Box-Muller): height * width * channels numbers.
+  normal(height, width, channels, purpose, step) {
+    const numbers = new Float32Array(height * width * channels), four = new Float32Array(4);
+    const open = (word) => Math.fround(Math.fround(word) + 0.5) * 2 ** -32;
+    for (let cell = 0; cell < height * width; cell++) {
+      for (let block = 0; 4 * block < channels; block++) {
+        const words = this.wordsAt(Math.floor(cell / width), cell % width, purpose, step, block);
+        for (let i = 0; i < 4; i += 2) {
+          const radius = Math.sqrt(-2 * Math.log(Math.min(open(words[i]), 1 - 2 ** -24)));
+          four[i] = radius * Math.cos(2 * Math.PI * open(words[i + 1]));
+          four[i + 1] = radius * Math.sin(2 * Math.PI * open(words[i + 1]));
+        }
+        const first = cell * channels + 4 * block, count = Math.min(4, channels - 4 * block);
+        for (let i = 0; i < count; i++) numbers[first + i] = four[i];
+      }
+    }
+    return numbers;
+  }
+}
+
+// ---- Dense layers at many cells -----------------------------------------------------------------------------------
+
+const BLOCK = 16; // cells computed together: what they hold and the weights in use stay in the fastest cache
+
+const fourfold = (n) => Math.ceil(n / 4) * 4;
+
+// The order in which `dense` reads weights: four outputs side by side. `at(output, input)` gives them; outputs are
+// padded with zeros to a multiple of four.
+function tile(outputs, inputs, at, into = new Float32Array(fourfold(outputs) * inputs)) {
+  for (let o = 0; o < outputs; o++) {
+    for (let i = 0; i < inputs; i++) into[(o - (o & 3)) * inputs + 4 * i + (o & 3)] = at(o, i);
+  }
+  return into;
+}
+
+// y = W x + b at `cells` cells (an even number is computed), two cells and four outputs at a time so that each
+// number read serves several products. Cell c reads x from c * inputs and writes y from c * stride + first.
+function dense(x, inputs, weight, bias, y, outputs, stride, first, cells) {
+  for (let o = 0; o < outputs; o += 4) {
+    for (let c = 0; c < cells; c += 2) {
+      let a0 = bias[o], a1 = bias[o + 1], a2 = bias[o + 2], a3 = bias[o + 3];
+      let b0 = a0, b1 = a1, b2 = a2, b3 = a3;
+      let p = c * inputs, q = p + inputs, k = o * inputs;
+      for (let i = 0; i < inputs; i++) {
+        const u = x[p++], v = x[q++];
+        const w0 = weight[k], w1 = weight[k + 1], w2 = weight[k + 2], w3 = weight[k + 3];
+        k += 4;
+        a0 += u * w0;
+        a1 += u * w1;
+        a2 += u * w2;
+        a3 += u * w3;
+        b0 += v * w0;
+        b1 += v * w1;
+        b2 += v * w2;
+        b3 += v * w3;
+      }
+      const r = c * stride + first + o, s = r + stride;
+      y[r] = a0;
+      y[r + 1] = a1;
+      y[r + 2] = a2;
+      y[r + 3] = a3;
+      y[s] = b0;
+      y[s + 1] = b1;
+      y[s + 2] = b2;
+      y[s + 3] = b3;
+    }
+  }
+}
+
+// Copy a state into the middle of one that is larger by a cell on each side, or back.
+function copyRows(from, to, height, width, channels, fromPadded) {
+  const inner = width * channels, outer = inner + 2 * channels;
+  for (let y = 0; y < height; y++) {
+    const padded = (y + 1) * outer + channels, plain = y * inner;
+    if (fromPadded) to.set(from.subarray(padded, padded + inner), plain);
+    else to.set(from.subarray(plain, plain + inner), padded);
+  }
+}
+
+// ---- The growing automaton: nca_lib/automaton.py ------------------------------------------------------------------
+
+const ALPHA = 3;
+
+class GrowingNCA {
+  constructor(model) {
+    const { channels, hidden } = model, weights = tensorsOf(model);
+    const wide = fourfold(hidden);
+    this.channels = channels;
+    this.wide = wide;
+    this.probability = Math.fround(model.update_probability);
+    // PyTorch's perception holds (itself, d/dx, d/dy) by channel; here all channels, then all d/dx, then all d/dy.
+    const theirs = (i) => (i % channels) * 3 + Math.floor(i / channels);
+    this.widen = tile(hidden, 3 * channels, (o, i) => weights["widen.weight"][o * 3 * channels + theirs(i)]);
+    this.widenBias = new Float32Array(wide);
+    this.widenBias.set(weights["widen.bias"]);
+    this.narrow = tile(channels, wide, (o, i) => (i < hidden ? weights["narrow.weight"][o * hidden + i] : 0));
+    this.zeros = new Float32Array(fourfold(channels));
+    this.seen = new Float32Array(BLOCK * 3 * channels);
+    this.middle = new Float32Array(BLOCK * wide);
+    this.update = new Float32Array(BLOCK * fourfold(channels));
+  }
+
+  // Empty but for one cell in the middle.
+  seed(height, width) {
+    const state = new Float32Array(height * width * this.channels);
+    const middle = ((height >> 1) * width + (width >> 1)) * this.channels;
+    state.fill(1, middle + ALPHA, middle + this.channels);
+    return state;
+  }
+
+  // Make `steps` steps in place; `first` is the number of the first, which addresses the firing masks.
+  run(state, height, width, steps, noise, first = 0) {
+    const size = (height + 2) * (width + 2);
+    let now = new Float32Array(size * this.channels), next = new Float32Array(size * this.channels);
+    const alive = new Uint8Array(size), reached = new Uint8Array(size), cells = new Int32Array(size);
+    copyRows(state, now, height, width, this.channels, false);
+    for (let step = first; step < first + steps; step++) {
+      this.spread(height, width, (cell) => now[cell * this.channels + ALPHA] > 0.1, alive);
+      // Beyond the neighbours of the living all is 0 and stays 0: no need to compute it.
+      this.spread(height, width, (cell) => alive[cell], reached);
+      let count = 0;
+      for (let y = 0; y < height; y++) {
+        for (let x = 0; x < width; x++) {
+          const cell = (y + 1) * (width + 2) + x + 1;
+          if (reached[cell] && noise.uniform(y, x, FIRING, 0, step) < this.probability) cells[count++] = cell;
+        }
+      }
+      next.set(now);
+      for (let begin = 0; begin < count; begin += BLOCK) {
+        this.fire(now, next, cells, begin, Math.min(BLOCK, count - begin), width + 2);
+      }
+      this.spread(height, width, (cell) => next[cell * this.channels + ALPHA] > 0.1, reached);
+      for (let cell = 0; cell < size; cell++) {
+        if (!(alive[cell] && reached[cell])) next.fill(0, cell * this.channels, (cell + 1) * this.channels);
+      }
+      [now, next] = [next, now];
+    }
+    copyRows(now, state, height, width, this.channels, true);
+  }
+
+  // Mark the cells that hold `is`, and their neighbours.
+  spread(height, width, is, marks) {
+    marks.fill(0);
+    const row = width + 2;
+    for (let y = 1; y <= height; y++) {
+      for (let cell = y * row + 1; cell <= y * row + width; cell++) {
+        if (!is(cell)) continue;
+        for (let beside = cell - row; beside <= cell + row; beside += row) {
+          marks[beside - 1] = marks[beside] = marks[beside + 1] = 1;
+        }
+      }
+    }
+    for (let cell = 0; cell < marks.length; cell++) { // the border is no cell
+      const x = cell % row;
+      if (cell < row || cell >= (height + 1) * row || x === 0 || x === width + 1) marks[cell] = 0;
+    }
+  }
+
+  fire(now, next, cells, begin, count, row) {
+    const { channels, wide, seen, middle, update } = this, down = row * channels;
+    for (let b = 0; b < count; b++) {
+      for (let c = 0, p = cells[begin + b] * channels, q = b * 3 * channels; c < channels; c++, p++, q++) {
+        const nw = now[p - down - channels], n = now[p - down], ne = now[p - down + channels];
+        const sw = now[p + down - channels], s = now[p + down], se = now[p + down + channels];
+        seen[q] = now[p];
+        seen[q + channels] = (ne - nw + 2 * (now[p + channels] - now[p - channels]) + se - sw) / 8;
+        seen[q + 2 * channels] = (sw - nw + 2 * (s - n) + se - ne) / 8;
+      }
+    }
+    const narrow = fourfold(channels);
+    dense(seen, 3 * channels, this.widen, this.widenBias, middle, wide, wide, 0, count);
+    for (let i = 0; i < count * wide; i++) if (middle[i] < 0) middle[i] = 0;
+    dense(middle, wide, this.narrow, this.zeros, update, narrow, narrow, 0, count);
+    for (let b = 0; b < count; b++) {
+      const p = cells[begin + b] * channels;
+      for (let c = 0; c < channels; c++) next[p + c] += update[b * narrow + c];
+    }
+  }
+}
+
+// ---- Diff-NCA without position: nca_lib/diff_nca.py ---------------------------------------------------------------
+
+// Four numbers for each scalar; see `lift` there.
+function lift(scalars, encoding) {
+  return scalars.flatMap((s, i) => {
+    const waves = (a, b) => [Math.cos(a), Math.cos(b), Math.sin(a), Math.sin(b)];
+    if (encoding === "reference") return waves(i, i / 100).map((wave) => s * wave);
+    return waves((Math.PI / 2) * s, 4 * Math.PI * s);
+  });
+}
+
+class DiffNCA {
+  constructor(model) {
+    Object.assign(this, {
+      channels: model.channels, hidden: model.hidden, steps: model.steps, images: model.image_channels,
+      encoding: model.encoding, probability: Math.fround(model.update_probability), weights: tensorsOf(model),
+    });
+    const { channels, hidden, weights } = this, around = channels + 4; // 4: channels of the embedding
+    this.perceived = fourfold(channels);
+    this.wide = fourfold(hidden);
+    this.updates = fourfold(channels - this.images); // the image is never written
+    // A patch is three rows of three cells, so that its rows are copied whole.
+    const at = (o, i) => (o * around + (i % channels)) * 9 + Math.floor(i / channels);
+    this.perception = tile(channels, 9 * channels, (o, i) => weights["perception.weight"][at(o, i)]);
+    this.perceptionBias = new Float32Array(this.perceived);
+    this.widen = new Float32Array(this.wide * (channels + this.perceived));
+    this.widenBias = new Float32Array(this.wide);
+    this.narrow = new Float32Array(this.updates * this.wide);
+    this.zeros = new Float32Array(this.updates);
+    this.patch = new Float32Array(BLOCK * 9 * channels);
+    this.seen = new Float32Array(BLOCK * (channels + this.perceived));
+    this.middle = new Float32Array(BLOCK * this.wide);
+    this.scale = new Float32Array(BLOCK);
+    this.update = new Float32Array(BLOCK * this.updates);
+  }
+
+  // A small net of two layers at one vector.
+  net(name, input) {
+    const layer = (place, x) => {
+      const weight = this.weights[`${name}.${place}.weight`], bias = [...this.weights[`${name}.${place}.bias`]];
+      return bias.map((b, o) => x.reduce((sum, v, i) => sum + v * weight[o * x.length + i], b));
+    };
+    return layer(2, layer(0, input).map((h) => h / (1 + Math.exp(-h))));
+  }
+
+  // Fold all that depends on time only into the weights: embedding channels become biases, both modulations factors.
+  // The mean that the norm subtracts from the hidden layer is linear in its input: it goes into the weights too.
+  fold(time, step) {
+    const { channels, hidden, weights, perceived } = this, around = channels + 4, inputs = 2 * channels + 4;
+    const [perception, widen, narrow] = ["perception", "widen", "narrow"].map((name) => weights[`${name}.weight`]);
+    const embedding = this.net("embedding", lift([time, step], this.encoding));
+    const ones = (count) => new Array(count).fill(1), modulated = "modulate_seen.0.weight" in weights;
+    const bySeen = modulated ? this.net("modulate_seen", embedding) : ones(inputs);
+    const byHidden = modulated ? this.net("modulate_hidden", embedding) : ones(hidden);
+    for (let o = 0; o < channels; o++) {
+      let bias = weights["perception.bias"][o];
+      for (let i = 0; i < 36; i++) bias += perception[(o * around + channels) * 9 + i] * embedding[Math.floor(i / 9)];
+      this.perceptionBias[o] = bias;
+    }
+    const mean = new Float64Array(inputs);
+    for (let i = 0; i < hidden * inputs; i++) mean[i % inputs] += widen[i] / hidden;
+    const meanBias = weights["widen.bias"].reduce((sum, b) => sum + b / hidden, 0);
+    const centred = (o, i) => (widen[o * inputs + i] - mean[i]) * bySeen[i];
+    for (let o = 0; o < hidden; o++) {
+      this.widenBias[o] = weights["widen.bias"][o] - meanBias;
+      for (let e = 0; e < 4; e++) this.widenBias[o] += centred(o, channels + e) * embedding[e];
+    }
+    const unpadded = (o, i) => (i < 2 * channels ? centred(o, i < channels ? i : i + 4) : 0);
+    tile(hidden, channels + perceived, unpadded, this.widen);
+    const written = (o, i) => (i < hidden ? narrow[(o + this.images) * hidden + i] * byHidden[i] : 0);
+    tile(channels - this.images, this.wide, written, this.narrow);
+  }
+
+  // What the network says about `noisy` at `time` = t/T; `noise` gives the firing masks.
+  forward(noisy, height, width, time, noise) {
+    const { channels, images } = this, size = (height + 2) * (width + 2), cells = new Int32Array(height * width);
+    const moment = Math.round(time * 2 ** 20);
+    let now = new Float32Array(size * channels), next = new Float32Array(size * channels);
+    const start = new Float32Array(height * width * channels);
+    for (let i = 0; i < noisy.length; i++) start[Math.floor(i / images) * channels + (i % images)] = noisy[i];
+    copyRows(start, now, height, width, channels, false);
+    for (let k = 0; k < this.steps; k++) {
+      this.fold(time, k / this.steps);
+      this.reflect(now, height, width);
+      let count = 0;
+      for (let y = 0; y < height; y++) {
+        for (let x = 0; x < width; x++) {
+          const fires = this.probability === 1 || noise.uniform(y, x, FIRING, moment, k) < this.probability;
+          if (fires) cells[count++] = (y + 1) * (width + 2) + x + 1;
+        }
+      }
+      next.set(now);
+      for (let begin = 0; begin < count; begin += BLOCK) {
+        this.fire(now, next, cells, begin, Math.min(BLOCK, count - begin), width + 2);
+      }
+      [now, next] = [next, now];
+    }
+    copyRows(now, start, height, width, channels, true);
+    const output = new Float32Array(noisy.length);
+    for (let i = 0; i < output.length; i++) {
+      output[i] = start[Math.floor(i / images) * channels + images + (i % images)];
+    }
+    return output;
+  }
+
+  // Beyond the border lies what lies one cell within it.
+  reflect(state, height, width) {
+    const { channels } = this, row = (width + 2) * channels;
+    for (let y = 1; y <= height; y++) {
+      const left = y * row, right = left + row - channels;
+      state.copyWithin(left, left + 2 * channels, left + 3 * channels);
+      state.copyWithin(right, right - 2 * channels, right - channels);
+    }
+    state.copyWithin(0, 2 * row, 3 * row);
+    state.copyWithin((height + 1) * row, (height - 1) * row, height * row);
+  }
+
+  fire(now, next, cells, begin, count, row) {
+    const { channels, images, perceived, wide, updates, patch, seen, middle, update } = this;
+    const inputs = channels + perceived, three = 3 * channels;
+    for (let b = 0; b < count; b++) {
+      const cell = cells[begin + b] * channels;
+      for (let line = 0; line < 3; line++) {
+        const from = cell + (line - 1) * row * channels - channels, to = (3 * b + line) * three;
+        for (let i = 0; i < three; i++) patch[to + i] = now[from + i];
+      }
+      for (let c = 0; c < channels; c++) seen[b * inputs + c] = now[cell + c];
+    }
+    dense(patch, 3 * three, this.perception, this.perceptionBias, seen, perceived, inputs, channels, count);
+    dense(seen, inputs, this.widen, this.widenBias, middle, wide, wide, 0, count);
+    for (let b = 0; b < count; b++) {
+      let square = 0;
+      for (let i = b * wide; i < (b + 1) * wide; i++) {
+        const h = middle[i];
+        square += h * h;
+        if (h < 0) middle[i] = 0.01 * h; // leaky ReLU, which lets the division by the deviation wait
+      }
+      this.scale[b] = 1 / Math.sqrt(square / this.hidden + 1e-5);
+    }
+    dense(middle, wide, this.narrow, this.zeros, update, updates, updates, 0, count);
+    const bias = this.weights["narrow.bias"];
+    for (let b = 0; b < count; b++) {
+      const to = cells[begin + b] * channels + images, from = b * updates, scale = this.scale[b];
+      for (let c = 0; c < channels - images; c++) next[to + c] += scale * update[from + c] + bias[images + c];
+    }
+  }
+}
+
+// ---- Diffusion: nca_lib/diffusion.py, samplers.py, editing.py -----------------------------------------------------
+
+// The timesteps to visit from T-1 to 0, evenly spaced, and -1 for the clean image; halves round to even, as there.
+function timestepArray(timesteps, steps) {
+  const stride = (timesteps - 1) / Math.max(1, steps - 1);
+  const visited = Array.from({ length: steps }, (_, i) => {
+    const exact = 2 * i < steps ? timesteps - 1 - stride * i : stride * (steps - 1 - i), near = Math.round(exact);
+    return near - exact === 0.5 && near % 2 ? near - 1 : near;
+  });
+  return [...visited, -1];
+}
+
+// RePaint's way (Lugmayr et al. 2022): every stretch of `jump` steps is gone `repeats` times.
+function repaintPath(visited, jump, repeats) {
+  const last = visited.length - 2;
+  return visited.flatMap((t, place) => {
+    const turns = place >= jump && place <= last && (last - place) % jump === 0;
+    const back = turns ? visited.slice(place - jump, place + 1) : [];
+    return [t, ...Array.from({ length: repeats - 1 }, () => back).flat()];
+  });
+}
+
+class Denoiser {
+  constructor(model) {
+    this.network = new DiffNCA(model);
+    this.images = model.image_channels;
+    this.target = model.target;
+    this.alphaBar = model.alpha_bar;
+  }
+
+  signal(t) {
+    return t < 0 ? 1 : Math.sqrt(this.alphaBar[t]);
+  }
+
+  sigma(t) {
+    return t < 0 ? 0 : Math.sqrt(1 - this.alphaBar[t]);
+  }
+
+  // The clean image under `noisy`, clipped to [-1, 1]. The noise comes first, and float32 as in PyTorch: at the first
+  // timesteps `signal` is tiny, and what rounding does to the noise shows.
+  clean(noisy, height, width, t, noise) {
+    const clean = this.network.forward(noisy, height, width, Math.fround(t / this.alphaBar.length), noise);
+    const float = Math.fround, signal = float(this.signal(t)), sigma = float(this.sigma(t));
+    for (let i = 0; i < clean.length && this.target !== "x0"; i++) {
+      let implied = clean[i];
+      if (this.target === "v") implied = float(float(signal * implied) + float(sigma * noisy[i]));
+      clean[i] = float(noisy[i] - float(sigma * implied)) / signal;
+    }
+    for (let i = 0; i < clean.length; i++) clean[i] = Math.min(1, Math.max(-1, clean[i]));
+    return clean;
+  }
+
+  // DDIM (eta 0; Song et al. 2021, eq. 12) or ancestral DDPM (eta 1) on a canvas of any size. Where `known` (one
+  // number a cell) is not 0 the pixels of `picture` stay; they are put in noised to the timestep reached, as RePaint
+  // does. `y`, `x` say where on a larger canvas this one lies. Yields after each call of the network; the image that
+  // is yielded last is finished.
+  *sample({ height, width, seed, steps, eta = 0, picture = null, known = null, jump = 5, repeats = 1, y = 0, x = 0 }) {
+    const { images } = this, timesteps = this.alphaBar.length, noise = new CounterNoise(seed, y, x);
+    const drawn = (purpose, step) => noise.normal(height, width, images, purpose, step);
+    const path = repaintPath(timestepArray(timesteps, steps), jump, repeats), visits = new Map();
+    const calls = path.filter((t, i) => path[i + 1] < t).length;
+    let image = drawn(START, 0), call = 0;
+    for (let place = 0; place + 1 < path.length; place++) {
+      const now = path[place], before = path[place + 1];
+      const address = now + timesteps * (visits.get(now) ?? 0); // a timestep visited again draws new noise
+      visits.set(now, (visits.get(now) ?? 0) + 1);
+      const signal = this.signal(before), sigma = this.sigma(before);
+      if (before > now) { // RePaint goes back: what is left of the image, and noise
+        const left = signal / this.signal(now), more = drawn(START, 1 + address);
+        image = image.map((v, i) => left * v + Math.sqrt(1 - left * left) * more[i]);
+        continue;
+      }
+      const clean = this.clean(image, height, width, now, noise);
+      const ratio = (sigma / this.sigma(now)) ** 2 * (1 - (this.signal(now) / signal) ** 2);
+      const spread = eta * Math.sqrt(Math.max(0, ratio)), drift = Math.sqrt(Math.max(0, sigma ** 2 - spread ** 2));
+      const fresh = spread > 0 ? drawn(SAMPLER, address) : null;
+      const put = known && before >= 0 ? drawn(START, 1 + address) : null;
+      image = image.map((v, i) => {
+        if (known && known[Math.floor(i / images)]) return signal * picture[i] + (put ? sigma * put[i] : 0);
+        const implied = (v - this.signal(now) * clean[i]) / this.sigma(now);
+        return signal * clean[i] + drift * implied + (fresh ? spread * fresh[i] : 0);
+      });
+      yield { image, clean, call: ++call, calls };
+    }
+  }
+}
+
+const load = (model) => (model.kind === "growing-nca" ? new GrowingNCA(model) : new Denoiser(model));
+
+// ---- In a worker --------------------------------------------------------------------------------------------------
+
+// A worker is told { load: model }, then { grow: ... } or { sample: ... }; it answers with the state after the steps
+// asked for, or with every image on the way. To stop it, terminate it.
+function serve(scope) {
+  let model = null;
+  scope.onmessage = ({ data }) => {
+    if (data.load) model = load(data.load);
+    if (data.grow) {
+      const { state, height, width, steps, seed, first } = data.grow;
+      model.run(state, height, width, steps, new CounterNoise(seed), first);
+      scope.postMessage({ state, step: first + steps }, [state.buffer]);
+    }
+    if (data.sample) for (const frame of model.sample(data.sample)) scope.postMessage(frame);
+  };
+}
+if (typeof WorkerGlobalScope === "function" && self instanceof WorkerGlobalScope) serve(self);
+
+export { CounterNoise, Denoiser, DiffNCA, GrowingNCA, halfFloats, load, philox, repaintPath, timestepArray };

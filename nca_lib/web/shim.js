@@ -1,0 +1,11 @@
+
+// In a page without a kernel this follows demo.js in the same script: a stand-in for anywidget's model.
+const mount = document.getElementById("MOUNT");
+const fixed = JSON.parse(document.getElementById("MOUNT-traits").textContent);
+const nothing = () => {};
+const leave = render({
+  model: { get: (name) => fixed[name], set: nothing, save_changes: nothing, on: nothing, off: nothing },
+  el: mount,
+});
+// A page that the browser keeps for a way back wakes up as it was; any other ends here.
+addEventListener("pagehide", (event) => event.persisted || leave());
