@@ -180,17 +180,24 @@ class Denoiser(nn.Module):
         output = self.network(noisy, time).to(noisy.dtype)
         return noise_of(self.target, self.schedule, output, noisy, self.schedule.timestep(time))
 
-    def loss(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    def loss(self, clean: Tensor, t: Tensor, noise: Tensor, teacher: Denoiser | None = None) -> Tensor:
         """The training loss (MSE + L1) on the network's own target; a scalar.
 
-        `clean` (B, C, H, W) in [-1, 1], `t` (B,) integers on the CPU, `noise` like `clean`.
+        `clean` (B, C, H, W) in [-1, 1], `t` (B,) integers on the CPU, `noise` like `clean`. With a `teacher`,
+        which must have the same target and schedule, the target is what the teacher's network says
+        (distillation, Hinton et al. 2015).
         """
-        noisy = self.schedule.add_noise(clean, t, noise)
-        output = self.network(noisy, self.schedule.time(t).to(clean.device))
+        noisy, time = self.schedule.add_noise(clean, t, noise), self.schedule.time(t).to(clean.device)
+        output = self.network(noisy, time)
         weight = None
         if self.weighting == "min_snr":
             weight = min_snr_weight(self.target, self.schedule, t).to(clean.device)
-        return mse_l1(output.float(), target_of(self.target, self.schedule, clean, noise, t), weight)
+        if teacher is None:
+            wanted = target_of(self.target, self.schedule, clean, noise, t)
+        else:
+            with torch.no_grad():
+                wanted = teacher.network(noisy, time).float()
+        return mse_l1(output.float(), wanted, weight)
 
 
 class MLP(nn.Module):

@@ -131,6 +131,8 @@ class Training:
     """steps between sample grids"""
     init_from: str | None = None
     """start from these trained weights (a shipped name or a .safetensors file)"""
+    teacher: str | None = None
+    """learn what these trained weights predict, instead of what is true: distillation"""
 
 
 @dataclass(frozen=True, kw_only=True)

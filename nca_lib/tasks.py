@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader
 from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
 from nca_lib.baselines import VNCA
 from nca_lib.data import Stream, picture
-from nca_lib.diffusion import Denoiser
-from nca_lib.experiment import Experiment
+from nca_lib.diff_nca import compile_step
+from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.experiment import Experiment, ExperimentError
 from nca_lib.samplers import sample
+from nca_lib.weights import load
 
 
 class Task(Protocol):
@@ -107,15 +109,20 @@ class DiffusionTask(_ImageTask):
     def __init__(self, experiment: Experiment, device: torch.device):
         super().__init__(experiment, device)
         self.model: Denoiser = experiment.build_model().to(device)  # type: ignore[assignment]
+        self.teacher: Denoiser | None = None
+        if experiment.training.teacher:
+            self.teacher = _teacher(experiment).to(device)
+            if experiment.training.compile:
+                compile_step(self.teacher, device)
 
     def loss(self) -> Tensor:
-        """MSE + L1 at random timesteps."""
+        """MSE + L1 at random timesteps, against the truth or the teacher."""
         clean = self._next()
         # One timestep from each of B equal strata: uniform like independent draws, with less variance
         # (Kingma et al. 2021, appendix I.1).
         strata = (torch.arange(len(clean)) + torch.rand(1)) / len(clean)
         t = (strata * self.model.schedule.timesteps).long()
-        return self.model.loss(clean, t, torch.randn_like(clean))
+        return self.model.loss(clean, t, torch.randn_like(clean), self.teacher)
 
     def evaluate(self, model: nn.Module) -> float:
         """Mean loss on 64 held-out images, each at eight timesteps, always with the same noise."""
@@ -135,6 +142,21 @@ class DiffusionTask(_ImageTask):
         size = (self.data.size, self.data.size)
         images = sample(model, model.schedule, size, count=8, channels=self.data.channels, steps=25)
         return images / 2 + 0.5
+
+
+def _teacher(experiment: Experiment) -> Denoiser:
+    name = experiment.training.teacher
+    teacher = load(str(name))
+    wanted = experiment.diffusion
+    if not isinstance(teacher, Denoiser):
+        raise ExperimentError(f"training.teacher: {name} is no denoiser; it has nothing to teach")
+    same = teacher.schedule.alpha_bar.equal(noise_schedule(wanted.schedule, wanted.timesteps).alpha_bar)
+    if teacher.target != wanted.target or not same:
+        raise ExperimentError(
+            f"training.teacher: {name} predicts {teacher.target} on {teacher.schedule.timesteps} timesteps; "
+            f"the experiment must have the same target and schedule"
+        )
+    return teacher
 
 
 class VNCATask(_ImageTask):

@@ -248,6 +248,36 @@ def test_training_can_start_from_trained_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(continued[name], value)
 
 
+def test_a_student_learns_what_its_teacher_predicts(tmp_path: Path) -> None:
+    def certain(**training: Any) -> Experiment:
+        options = diffusing(**training).to_dict()
+        return Experiment.from_dict(options | {"model": options["model"] | {"update_probability": 1.0}})
+
+    train(certain(steps=40), tmp_path / "teacher", device="cpu", progress=False)
+    teacher = str(tmp_path / "teacher" / "model.safetensors")
+    wise, ignorant = weights.load(teacher), certain().build_model()
+    torch.manual_seed(0)
+    clean, noise = torch.rand(2, 4, 3, 8, 8) * 2 - 1
+    t = torch.tensor([3, 10, 20, 28])
+    assert wise.loss(clean, t, noise, teacher=wise) == 0
+    assert wise.loss(clean, t, noise) > 0
+
+    student = train(certain(steps=150, teacher=teacher), tmp_path / "student", device="cpu", progress=False)
+    distance = student.loss(clean, t, noise, teacher=wise)
+    assert distance < 0.3 * ignorant.loss(clean, t, noise, teacher=wise)
+
+
+def test_a_teacher_of_another_target_is_refused(tmp_path: Path) -> None:
+    train(diffusing(), tmp_path, device="cpu", progress=False)
+    other = diffusing(teacher=str(tmp_path / "model.safetensors")).to_dict()
+    other["diffusion"]["target"] = "x0"
+    with pytest.raises(ValueError, match="must have the same target"):
+        train(Experiment.from_dict(other), tmp_path / "student", device="cpu", progress=False)
+    grower = diffusing(teacher="growing-grow")
+    with pytest.raises(ValueError, match="growing-grow is no denoiser"):
+        train(grower, tmp_path / "student", device="cpu", progress=False)
+
+
 def test_a_run_by_the_clock_stops_by_the_clock(tmp_path: Path) -> None:
     started = time.perf_counter()
     experiment = diffusing(steps=10**9, minutes=0.02, save_every=10**9)
