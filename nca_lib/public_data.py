@@ -18,8 +18,6 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import CelebA as TorchvisionCelebA
-from torchvision.datasets.utils import download_file_from_google_drive
 
 from nca_lib.data import DataError, Split, random_crop, to_float
 
@@ -54,7 +52,7 @@ class CelebA:
 
     def __init__(self, root: str = "data", size: int = 64, download: bool = False, split: Split = "train"):
         self.size = size
-        base = Path(root).expanduser() / TorchvisionCelebA.base_folder
+        base = Path(root).expanduser() / "celeba"  # where torchvision keeps it
         if download:
             _download(base)
         missing = _missing(base)
@@ -106,13 +104,16 @@ def _how_to_get(base: Path) -> str:
 
 def _download(base: Path) -> None:
     """Fetch the missing files, checked against torchvision's checksums; a failed download leaves nothing."""
+    from torchvision.datasets import CelebA as TorchvisionCelebA  # here, because it takes seconds to load
+    from torchvision.datasets import utils
+
     base.mkdir(parents=True, exist_ok=True)
     wanted = _missing(base)
     for identifier, md5, name in TorchvisionCelebA.file_list:
         if name in wanted:
             with TemporaryDirectory(dir=base) as scratch:
                 try:
-                    download_file_from_google_drive(identifier, scratch, name, md5)
+                    utils.download_file_from_google_drive(identifier, scratch, name, md5)
                 except Exception as error:  # gdown has its own kinds: no access, quota exceeded, no network
                     raise DataError(
                         f"{name} could not be downloaded ({error}). {_how_to_get(base)}"

@@ -1,6 +1,8 @@
 """The command line: same seed, same picture; one clear line and exit status 2 for what is wrong."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +211,9 @@ def test_a_mask_of_another_size_is_refused_by_name(
     assert main(["inpaint", str(picture), "--mask", hole, "--out", str(tmp_path / "x.png")]) == 2
     assert "20x16" in capsys.readouterr().err
     assert not (tmp_path / "x.png").exists()
+
+
+def test_importing_the_library_loads_nothing_that_takes_seconds() -> None:
+    heavy = ("torchvision", "sklearn", "skimage", "matplotlib", "diffusers", "torch._dynamo", "IPython")
+    code = f"import sys, nca_lib; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

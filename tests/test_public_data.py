@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torchvision.datasets import CelebA as TorchvisionCelebA
 
-from nca_lib import public_data
 from nca_lib.data import DataError, Stream
 from nca_lib.public_data import BCSS, CelebA
 
@@ -208,11 +207,12 @@ def test_a_download_fetches_what_is_missing_checked_by_the_published_sums(
         asked.append((identifier, md5, name))
         (Path(folder) / name).write_bytes(served[name])
 
-    monkeypatch.setattr(public_data, "download_file_from_google_drive", serve)
+    monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", serve)
     elsewhere = zipped.parent / "new"
     assert len(CelebA(str(elsewhere), download=True)) == 3
     assert {name for _, _, name in asked} == set(served)
     assert set(asked) <= set(TorchvisionCelebA.file_list)
+    assert TorchvisionCelebA.base_folder == "celeba"
     CelebA(str(elsewhere), download=True)
     assert len(asked) == 2  # nothing is fetched twice
 
@@ -224,7 +224,7 @@ def test_a_failed_download_says_how_to_do_it_by_hand_and_leaves_nothing(
         (Path(folder) / name).write_text("<html>Quota exceeded</html>")
         raise RuntimeError("File not found or corrupted.")
 
-    monkeypatch.setattr(public_data, "download_file_from_google_drive", fail)
+    monkeypatch.setattr("torchvision.datasets.utils.download_file_from_google_drive", fail)
     with pytest.raises(DataError, match=r"img_align_celeba\.zip could not be downloaded.*Download .* into"):
         CelebA(str(tmp_path), download=True)
     assert not contents(tmp_path / "celeba")
