@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -36,12 +37,15 @@ class Brush(anywidget.AnyWidget):
     """A picture to paint on with mouse, finger or keyboard.
 
     `value` is what is painted, a boolean tensor (height, width), new after every stroke; `mask` is the same
-    as bytes, row by row. Set `mask` to change what is painted from Python.
+    as bytes, row by row. Set `mask` to change what is painted from Python, and `picture` (PNG) to change what
+    is painted on. `drawn` is set whenever the page has drawn a picture: who waits for it before sending the
+    next never sends more than the page can show, and sends nothing while nobody looks.
 
     Args:
         image: the picture, (C, H, W) in [-1, 1].
         height, width: of the grid of cells that is painted; those of the image if not given.
         mirror: do to the cell opposite through the centre whatever is done to a cell.
+        fleeting: what is painted is told at once, again and again during a stroke, and does not stay.
         on_change: called with `value` after every stroke.
         label: says to those who cannot see it what is painted on.
 
@@ -54,6 +58,7 @@ class Brush(anywidget.AnyWidget):
     height = traitlets.Int().tag(sync=True)
     width = traitlets.Int().tag(sync=True)
     mirror = traitlets.Bool().tag(sync=True)
+    fleeting = traitlets.Bool().tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)
     mask = traitlets.Bytes().tag(sync=True, from_json=_received)
     value = traitlets.Any()
@@ -65,6 +70,7 @@ class Brush(anywidget.AnyWidget):
         width: int | None = None,
         *,
         mirror: bool = False,
+        fleeting: bool = False,
         on_change: Callable[[Tensor], None] | None = None,
         label: str = "a picture to paint on",
     ):
@@ -74,9 +80,12 @@ class Brush(anywidget.AnyWidget):
             height=height,
             width=width,
             mirror=mirror,
+            fleeting=fleeting,
             label=label,
             mask=bytes(height * width),
         )
+        self.drawn = threading.Event()
+        self.on_msg(self._hear)
         self._read_mask()
         self.observe(self._read_mask, "mask")
         if on_change:
@@ -92,8 +101,16 @@ class Brush(anywidget.AnyWidget):
         return proposal["value"]
 
     def _read_mask(self, _: Any = None) -> None:
-        cells = np.frombuffer(self.mask, np.uint8).reshape(self.height, self.width) > 0
-        self.value = torch.from_numpy(cells)
+        self.value = self._cells(self.mask)
+
+    def _cells(self, mask: bytes) -> Tensor:
+        return torch.from_numpy(np.frombuffer(mask, np.uint8).reshape(self.height, self.width) > 0)
+
+    def _hear(self, _: Any, content: dict[str, Any], buffers: list[Any]) -> None:
+        if content["event"] == "drawn":
+            self.drawn.set()
+        else:  # painted; a message, not a trait: the same stroke twice counts twice
+            self.value = self._cells(bytes(buffers[0]))
 
 
 def mask_bytes(mask: Tensor) -> bytes:

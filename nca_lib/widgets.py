@@ -1,4 +1,4 @@
-"""Live explorers for the notebooks (chapters 1 to 5).
+"""Live explorers for the notebooks (chapters 1 to 6).
 
 Each function returns something to put last in a cell: in Jupyter a panel of controls over a picture, in the
 built book the picture that the initial settings give, with an invitation to run the notebook.
@@ -6,41 +6,52 @@ built book the picture that the initial settings give, with an invitation to run
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import ipywidgets as ipw
-import numpy as np
 import torch
 import torch.nn.functional as F
 from IPython.display import HTML
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from nca_lib.automaton import GrowingNCA, damage, states, to_rgb
+from nca_lib.automaton import GrowingNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
-from nca_lib.explorer import Control, Explorer, Frame, choice, explore, slider
+from nca_lib.editing import Inpainting, KnownPixels, enlarge, shaped_canvas
+from nca_lib.explorer import Control, Explorer, Frame, Player, choice, explore, slider, still_picture
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.painting import Brush, image_of_waves, log_spectrum, mask_bytes, wave_mask
-from nca_lib.samplers import SAMPLERS
+from nca_lib.players import (
+    LivingAutomaton,
+    Shape,
+    grown_and_damaged,
+    message_states,
+    shape_mask,
+    sharing_weights,
+)
+from nca_lib.plots import COSTS, numbers, results_scatter, schedule_curve
+from nca_lib.samplers import SAMPLERS, ddpm
 
 
 def noise_explorer(images: Tensor, timesteps: int = 300) -> Explorer | HTML:
-    """See images sink into noise: choose the schedule, the timestep and the image.
+    """See images sink into noise, and where on the schedule: choose schedule, timestep and image.
 
     Args:
         images: (N, C, H, W) in [-1, 1].
         timesteps: T of the schedules.
     """
 
-    def frames(schedule: str, t: int, index: int, seed: int) -> Iterator[Tensor]:
-        clean = images[index][None]
+    def frames(schedule: str, t: int, index: int, seed: int) -> Iterator[Frame]:
+        table, clean = noise_schedule(schedule, timesteps), images[index][None]  # type: ignore[arg-type]
         noise = CounterNoise(seed).normal(clean, Purpose.START, 0)
-        noisy = noise_schedule(schedule, timesteps).add_noise(clean, torch.tensor([t]), noise)  # type: ignore[arg-type]
-        yield torch.cat([clean[0], noisy[0].clamp(-1, 1)], dim=2)
+        noisy = table.add_noise(clean, torch.tensor([t]), noise)
+        pair = torch.cat([clean[0], noisy[0].clamp(-1, 1)], dim=2).expand(3, -1, -1)
+        pair = enlarge(pair[None], max(1, 200 // images.shape[2]))[0]
+        curve = schedule_curve(table, t, 360, pair.shape[1])
+        signal = float(table.alpha_bar[t])
+        words = f"At t = {t} the signal counts {signal**0.5:.3f}, the noise {(1 - signal) ** 0.5:.3f}."
+        yield torch.cat([pair, curve], dim=2), words
 
     controls = {
         "schedule": choice("schedule", ["cosine", "linear", "sigmoid"], "cosine"),
@@ -48,7 +59,8 @@ def noise_explorer(images: Tensor, timesteps: int = 300) -> Explorer | HTML:
         "index": slider("image", 0, 0, len(images) - 1),
         "seed": slider("seed", 0, 0, 99),
     }
-    return explore(controls, frames, "an image beside the same image with noise", 480)
+    alt = "an image, the same image with noise, and the curves of signal and noise over the timesteps"
+    return explore(controls, frames, alt, 0)
 
 
 def sampler_explorer(model: Denoiser, size: tuple[int, int], channels: int = 3) -> Explorer | HTML:
@@ -63,8 +75,9 @@ def sampler_explorer(model: Denoiser, size: tuple[int, int], channels: int = 3) 
     def frames(sampler: str, steps: int, seed: int) -> Iterator[Tensor]:
         noise = CounterNoise(seed)
         start = noise.normal(torch.empty(1, channels, *size), Purpose.START, 0)
-        with firing_from(model, noise):
-            for state in SAMPLERS[sampler](model, start, model.schedule, steps=steps, noise=noise):
+        own = sharing_weights(model)
+        with firing_from(own, noise):
+            for state in SAMPLERS[sampler](own, start, own.schedule, steps=steps, noise=noise):
                 yield torch.cat([state.image[0].clamp(-1, 1), state.clean_estimate[0]], dim=2)
 
     controls = {
@@ -76,83 +89,86 @@ def sampler_explorer(model: Denoiser, size: tuple[int, int], channels: int = 3) 
 
 
 def size_explorer(model: Denoiser, channels: int = 3) -> Explorer | HTML:
-    """Sample canvases of any height and width from the same weights, watching the clean estimate."""
+    """Sample canvases of any height, width and shape from the same weights, watching the clean estimate.
 
-    def frames(height: int, width: int, steps: int, seed: int) -> Iterator[Tensor]:
-        noise = CounterNoise(seed)
+    Args:
+        model: a trained denoiser that takes all sizes.
+        channels: of the images.
+    """
+
+    def frames(shape: Shape, height: int, width: int, steps: int, seed: int) -> Iterator[Tensor]:
+        noise, inside = CounterNoise(seed), shape_mask(shape, height, width)
+        canvas = None if shape == "rectangle" else shaped_canvas(inside[None, None], channels=channels)
         start = noise.normal(torch.empty(1, channels, height, width), Purpose.START, 0)
-        with firing_from(model, noise):
-            for state in SAMPLERS["ddim"](model, start, model.schedule, steps=steps, noise=noise):
-                yield state.clean_estimate[0]
+        own = sharing_weights(model)
+        with firing_from(own, noise):
+            for state in SAMPLERS["ddim"](
+                own, start, own.schedule, steps=steps, noise=noise, constraint=canvas
+            ):
+                yield state.clean_estimate[0].where(inside, torch.ones(()))
 
     controls = {
+        "shape": choice("shape", list(get_args(Shape)), "rectangle"),
         "height": slider("height", 48, 16, 256, 8),
         "width": slider("width", 96, 16, 256, 8),
         "steps": slider("steps", 20, 2, 100),
         "seed": slider("seed", 0, 0, 99),
     }
-    return explore(controls, frames, "a sample on a canvas of the chosen size", 480)
+    return explore(controls, frames, "a sample on a canvas of the chosen size and shape", 480)
 
 
-def growing_player(automaton: GrowingNCA, size: int = 36, steps: int = 240) -> Explorer | HTML:
-    """Grow from the seed, erase a disc on the way, and watch what happens next.
+def inpainting_painter(model: Denoiser, image: Tensor) -> Explorer | HTML:
+    """Paint a hole into an image, and watch it being filled: the clean estimate, within the image.
+
+    Args:
+        model: a trained denoiser that takes this size.
+        image: (C, H, W) in [-1, 1].
+    """
+    height, width = image.shape[1:]
+    first = torch.zeros(height, width, dtype=torch.bool)
+    first[height * 3 // 8 : height * 5 // 8, width // 5 : -(width // 5)] = True
+    in_book = "NCA_LIB_BOOK" in os.environ  # no brush that shows the hole
+
+    def frames(hole: Tensor, method: Inpainting, steps: int, seed: int) -> Iterator[Frame]:
+        shown = [torch.where(hole, torch.tensor(0.0), image)] if in_book else []
+        noise, constraint = CounterNoise(seed), KnownPixels(image[None], ~hole[None, None], method)
+        start = noise.normal(image[None], Purpose.START, 0)
+        own = sharing_weights(model)
+        with firing_from(own, noise):
+            for state in ddpm(own, start, own.schedule, steps=steps, noise=noise, constraint=constraint):
+                filled = torch.where(hole, state.clean_estimate[0], image)
+                yield torch.cat([*shown, filled], dim=2), f"{state.step} denoiser calls."
+
+    def brush() -> Brush:
+        made = Brush(image, label="an image with a hole")
+        made.mask = mask_bytes(first)
+        return made
+
+    controls = {
+        "hole": Control("brush on the image", first, brush),
+        "method": choice("method", list(get_args(Inpainting)), "repaint"),
+        "steps": slider("steps", 10, 2, min(100, model.schedule.timesteps)),
+        "seed": slider("seed", 0, 0, 99),
+    }
+    return explore(
+        controls, frames, "an image with a hole, and the image with the hole filled", 640 if in_book else 320
+    )
+
+
+def growing_player(automaton: GrowingNCA, size: int = 36, steps: int = 240) -> Player | HTML:
+    """Watch an automaton grow from the seed and live on; what is painted on it is erased.
 
     Args:
         automaton: a trained growing automaton.
         size: height and width of the grid.
-        steps: automaton steps to play.
+        steps: of the still picture in the book; a disc is erased after a third of them.
     """
-
-    def frames(moment: int, y: int, x: int, radius: int, seed: int) -> Iterator[Tensor]:
-        with firing_from(automaton, CounterNoise(seed)), torch.no_grad():
-            state = automaton.seed(size)
-            for part, length in enumerate((moment, steps - moment)):
-                for k, state in enumerate(states(automaton, state, length)):  # noqa: B020 - goes on
-                    if k % 2 == 1 or k == length - 1:
-                        yield to_rgb(state)[0] * 2 - 1
-                if part == 0:
-                    state = damage(state, torch.tensor([[y, x]]), radius)
-                    yield to_rgb(state)[0] * 2 - 1
-
-    controls = {
-        "moment": slider("damage at step", 80, 0, steps, 10),
-        "y": slider("centre y", size // 2, 0, size - 1),
-        "x": slider("centre x", size // 3, 0, size - 1),
-        "radius": slider("radius", size // 5, 0, size // 2),
-        "seed": slider("seed", 0, 0, 99),
-    }
-    return explore(controls, frames, "a growing automaton after growth and damage")
-
-
-def _blur(state: Tensor, mode: str) -> Tensor:
-    """The mean of the 3x3 neighbourhood of a grid (H, W), the nearest counting most."""
-    row = torch.tensor([0.25, 0.5, 0.25], dtype=state.dtype)
-    padded = F.pad(state[None, None], (1, 1, 1, 1), mode)
-    return F.conv2d(padded, torch.outer(row, row)[None, None])[0, 0]
-
-
-def message_states(y: int, x: int, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Send a message with the same rule in image space and in frequency space.
-
-    The rule adds to each cell the weighted mean of its 3x3 neighbourhood. In image space it begins with a 1
-    in cell (y, x). In frequency space the cells are the Fourier coefficients of that 1, and each counts in
-    the image as strongly as the rule has reached it, beginning with frequency 0 in the first step.
-
-    Yields:
-        After each of 0 to `steps` steps what the message is in both spaces as images, (size, size).
-    """
-    source = torch.zeros(size, size, dtype=torch.float64)
-    source[y, x] = 1
-    coefficients = torch.fft.fft2(source)
-    local, told = source, torch.zeros_like(source)
-    yield source, source
-    for k in range(steps):
-        local = local + _blur(local, "constant")
-        if k == 0:
-            told[0, 0] = 1
-        else:
-            told = told + _blur(told, "circular")
-        yield local, torch.fft.ifft2(coefficients * told).real
+    if "NCA_LIB_BOOK" not in os.environ:
+        return Player(LivingAutomaton(automaton, size))
+    picture = grown_and_damaged(automaton, size, steps)
+    return still_picture(
+        picture, "a growing automaton after growth and damage", 320, ["an erase brush", "pause", "restart"]
+    )
 
 
 def message_player(size: int = 33) -> Explorer | HTML:
@@ -237,20 +253,6 @@ def spectrum_painter(image: Tensor, frequencies: int = 16) -> Explorer | HTML:
     return shown
 
 
-def _numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numeric leaves of nested dictionaries, by their names joined with dots."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            found[prefix + name] = value
-    return found
-
-
-_COSTS = ("parameters", "operations", "training_seconds", "images_seen")
-
-
 def results_explorer(rows: list[dict[str, Any]]) -> Explorer | HTML:
     """Plot any measured quantity of the results table against any other, one data set at a time.
 
@@ -262,22 +264,22 @@ def results_explorer(rows: list[dict[str, Any]]) -> Explorer | HTML:
     Raises:
         ValueError: no row has a metric.
     """
-    measured = [(row, _numbers({c: row.get(c) for c in _COSTS}) | _numbers(row["metrics"])) for row in rows]
-    metrics = list(dict.fromkeys(name for row in rows for name in _numbers(row["metrics"])))
+    measured = [(row, numbers({c: row.get(c) for c in COSTS}) | numbers(row["metrics"])) for row in rows]
+    metrics = list(dict.fromkeys(name for row in rows for name in numbers(row["metrics"])))
     if not metrics:
         raise ValueError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")
-    axes = [*_COSTS, *metrics]
+    axes = [*COSTS, *metrics]
     kinds = list(dict.fromkeys(row["experiment"]["data"]["kind"] for row in rows))
 
     def frames(data: str, x: str, y: str) -> Iterator[Frame]:
         chosen = [
-            (row, numbers)
-            for row, numbers in measured
-            if row["experiment"]["data"]["kind"] == data and x in numbers and y in numbers
+            (row, found)
+            for row, found in measured
+            if row["experiment"]["data"]["kind"] == data and x in found and y in found
         ]
         if not chosen:
             raise ValueError(f"no result on {data} has both {x} and {y}")
-        yield _scatter(chosen, x, y)
+        yield results_scatter(chosen, x, y)
 
     controls = {
         "data": choice("data", kinds, kinds[0]),
@@ -286,26 +288,3 @@ def results_explorer(rows: list[dict[str, Any]]) -> Explorer | HTML:
     }
     alt = f"models on {kinds[0]}: {metrics[0]} against parameters"
     return explore(controls, frames, alt, 0)
-
-
-def _scatter(chosen: list[tuple[dict[str, Any], dict[str, float]]], x: str, y: str) -> Tensor:
-    figure = Figure(figsize=(6.6, 4.2), dpi=110, layout="constrained")
-    canvas, axis = FigureCanvasAgg(figure), figure.add_subplot()
-    kinds = list(dict.fromkeys(row["experiment"]["model"]["kind"] for row, _ in chosen))
-    for kind in kinds:
-        points = [numbers for row, numbers in chosen if row["experiment"]["model"]["kind"] == kind]
-        axis.scatter([p[x] for p in points], [p[y] for p in points], label=kind, zorder=3)
-    for row, numbers in chosen:
-        axis.annotate(row["name"], (numbers[x], numbers[y]), (5, 4), textcoords="offset points", fontsize=8)
-    for floor in {numbers[y] for row, _ in chosen if y in (numbers := _numbers(row["floor"]))}:
-        axis.axhline(floor, color="0.4", linestyle="--", linewidth=1)
-    for name, scale in ((x, axis.set_xscale), (y, axis.set_yscale)):
-        values = [numbers[name] for _, numbers in chosen]
-        if min(values) > 0 and (name in _COSTS or max(values) > 20 * min(values)):
-            scale("log")
-    axis.set_xlabel(x.replace("_", " "))
-    axis.set_ylabel(y.replace("_", " "))
-    axis.legend(fontsize=8)
-    canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1

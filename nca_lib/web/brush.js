@@ -1,13 +1,15 @@
 // A brush over a picture, for anywidget: paint cells with mouse, finger or keyboard. No dependencies.
 //
 // Traits of the model: picture (PNG bytes), height and width (cells), mask (height * width bytes, 0 or 1, sent at
-// the end of a stroke), mirror (what is done to a cell is done to the one opposite through the centre), label.
+// the end of a stroke), mirror (what is done to a cell is done to the one opposite through the centre), label,
+// fleeting (what is painted goes to Python as messages "painted" during the stroke, and does not stay).
+// After drawing a new picture it says "drawn": a hidden page draws none.
 
 const STYLE = `
-.nca-brush { display: inline-block; max-width: 100%; color: var(--jp-ui-font-color1, inherit);
+.nca-brush { display: inline-block; max-width: 100%; margin: 2px 14px 6px 2px; color: var(--jp-ui-font-color1, inherit);
   font: var(--jp-ui-font-size1, 0.85rem) / 1.4 var(--jp-ui-font-family, system-ui, sans-serif); }
 .nca-brush canvas { display: block; width: 100%; height: auto; touch-action: none; cursor: crosshair;
-  image-rendering: pixelated; outline: 1px solid var(--jp-border-color1, #8888); }
+  image-rendering: pixelated; outline: 1px solid var(--jp-border-color1, #8888); outline-offset: -1px; }
 .nca-brush canvas:focus-visible { outline: 3px solid var(--jp-brand-color1, #4c5fa8); }
 .nca-brush-tools { display: flex; flex-wrap: wrap; gap: 0.3em 0.9em; align-items: center; margin-top: 0.4em; }
 .nca-brush-tools label { display: inline-flex; gap: 0.3em; align-items: center; }
@@ -30,27 +32,29 @@ const bytesOf = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byte
 
 function render({ model, el }) {
   const height = model.get("height"), width = model.get("width");
+  const fleeting = model.get("fleeting");
   const scale = Math.max(1, Math.floor(SIDE / Math.max(height, width)));
   const mask = new Uint8Array(height * width);
   const cursor = { y: height >> 1, x: width >> 1 };
-  let picture = null, last = null; // last: the cell where the stroke is
+  let picture = null;
+  let last = null; // the cell where the stroke is
+  let asked = 0; // whether the next animation frame will send
 
   const canvas = element("canvas", {
     width: width * scale, height: height * scale, tabindex: 0, role: "application",
-    "aria-label": `${model.get("label")}: arrow keys move, space paints`,
+    "aria-label": `${model.get("label")}: arrow keys move, space ${fleeting ? "erases" : "paints"}`,
   });
   const erase = element("input", { type: "checkbox" });
   const most = Math.max(3, Math.round(Math.min(height, width) / 3));
   const size = element("input", { type: "range", min: 1, max: most, step: 1 });
   size.value = Math.max(1, Math.round(Math.min(height, width) / 12));
   const clear = element("button", { type: "button" }, "Clear");
+  const tools = element("div", { class: "nca-brush-tools" }, element("label", {}, "size", size));
+  if (!fleeting) tools.append(element("label", {}, erase, "erase"), clear);
+  const help = fleeting ? "Drag to erase; or arrow keys and space." : "Drag to paint; or arrow keys and space.";
   // Lumino's attribute keeps JupyterLab from taking arrow keys and space for its own.
   const root = element("div", { class: "nca-brush", "data-lm-suppress-shortcuts": "true" },
-    element("style", {}, STYLE),
-    canvas,
-    element("div", { class: "nca-brush-tools" },
-      element("label", {}, "size", size), element("label", {}, erase, "erase"), clear),
-    element("div", { class: "nca-brush-help" }, "Drag to paint; or arrow keys and space."));
+    element("style", {}, STYLE), canvas, tools, element("div", { class: "nca-brush-help" }, help));
   root.style.width = `${width * scale}px`;
   el.append(root);
 
@@ -89,6 +93,11 @@ function render({ model, el }) {
   }
 
   function send() {
+    if (fleeting) {
+      model.send({ event: "painted" }, undefined, [mask.slice().buffer]);
+      mask.fill(0);
+      return;
+    }
     model.set("mask", new DataView(mask.slice().buffer));
     model.save_changes();
   }
@@ -115,6 +124,7 @@ function render({ model, el }) {
     line(last, cell);
     last = cell;
     draw();
+    if (fleeting && !asked) asked = requestAnimationFrame(() => { asked = 0; send(); });
   });
   const end = () => {
     if (!last) return;
@@ -154,6 +164,7 @@ function render({ model, el }) {
   const readPicture = async () => {
     picture = await createImageBitmap(new Blob([bytesOf(model.get("picture"))], { type: "image/png" }));
     draw();
+    requestAnimationFrame(() => model.send({ event: "drawn" }));
   };
   model.on("change:mask", readMask);
   model.on("change:picture", readPicture);

@@ -22,7 +22,9 @@ MOUNT = """async ([source, traits, png]) => {
         save_changes: () => { window.saved = (window.saved || 0) + 1; },
         on: (event, call) => { heard[event] = call; },
         off: event => { delete heard[event]; },
-        send: () => {},
+        send: (content, _, buffers) => {
+            (window.sent ||= []).push([content.event, buffers ? [...new Uint8Array(buffers[0])] : []]);
+        },
     };
     window.painted = () => [...new Uint8Array(traits.mask.buffer)];
     window.listeners = () => Object.keys(heard).length;
@@ -32,17 +34,26 @@ MOUNT = """async ([source, traits, png]) => {
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
+def blank() -> Iterator[Page]:
     assert CHROMIUM, "these tests need Chromium: apt-get install chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page()
         page.context.set_offline(True)
         page.set_content("<body></body>")
-        traits = {"height": 8, "width": 8, "mirror": False, "label": "a test"}
-        page.evaluate(MOUNT, [SOURCE, traits, list(png_bytes(torch.zeros(3, 8, 8), 0))])
         yield page
         browser.close()
+
+
+def mount(page: Page, fleeting: bool) -> Page:
+    traits = {"height": 8, "width": 8, "mirror": False, "fleeting": fleeting, "label": "a test"}
+    page.evaluate(MOUNT, [SOURCE, traits, list(png_bytes(torch.zeros(3, 8, 8), 0))])
+    return page
+
+
+@pytest.fixture
+def page(blank: Page) -> Page:
+    return mount(blank, fleeting=False)
 
 
 def painted(page: Page) -> set[tuple[int, int]]:
@@ -83,3 +94,28 @@ def test_clearing_removes_everything_and_leaving_stops_listening(page: Page) -> 
     assert painted(page) == set()
     page.evaluate("window.cleanup && window.cleanup()")
     assert page.evaluate("window.listeners()") == 0
+
+
+def test_the_page_says_when_it_has_drawn_the_picture(page: Page) -> None:
+    page.wait_for_function("(window.sent || []).some(([event]) => event === 'drawn')")
+
+
+def test_a_fleeting_brush_tells_during_the_stroke_and_keeps_nothing(blank: Page) -> None:
+    page = mount(blank, fleeting=True)
+    strokes = "(window.sent || []).filter(([event]) => event === 'painted')"
+    box = page.locator("canvas").bounding_box()
+    assert box
+    cell = box["width"] / 8
+    page.mouse.move(box["x"] + 1.5 * cell, box["y"] + 3.5 * cell)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 4.5 * cell, box["y"] + 3.5 * cell, steps=4)
+    page.wait_for_function(f"{strokes}.length > 0")  # the button is still down
+    page.mouse.move(box["x"] + 6.5 * cell, box["y"] + 3.5 * cell, steps=4)
+    page.mouse.up()
+    told = page.evaluate(strokes)
+    cells = {divmod(i, 8) for _, mask in told for i, value in enumerate(mask) if value}
+    assert {(3, x) for x in range(1, 7)} <= cells
+    assert painted(page) == set()
+    page.keyboard.press("Space")
+    page.keyboard.press("Space")  # the same again is told again
+    assert page.evaluate(f"{strokes}.slice(-2).map(([, mask]) => mask.some(Boolean))") == [True, True]

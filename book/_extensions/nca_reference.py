@@ -1,0 +1,150 @@
+"""The API reference from the library's docstrings, and the command line from its parser."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+from unittest import mock
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+CHAPTERS = {
+    "1": "01_cells_that_grow",
+    "2": "02_learning_to_denoise",
+    "3": "03_diff_nca",
+    "4": "04_talking_across_the_image",
+    "5": "05_the_full_experiments",
+    "6": "06_one_model_many_tasks",
+}
+REFERENCE_OR_CODE = re.compile(
+    r"\[`([\w.]+)`\]\[([\w.]*)\]|(?<!`)(?<!:)`([^`\n]+)`(?!`)"
+)
+
+
+def full_name(name: str, module: str) -> str:
+    """Where `name`, as written in a docstring of `module`, is defined: `sample` to `nca_lib.samplers.sample`."""
+    if name.startswith("nca_lib"):
+        return name
+    home = getattr(importlib.import_module(module), name, None)
+    return (
+        f"{getattr(home, '__module__', module)}.{name}"
+        if callable(home)
+        else f"{module}.{name}"
+    )
+
+
+def to_rst(lines: Sequence[str], module: str) -> list[str]:
+    """A docstring of the library's form as reStructuredText.
+
+    Backticks mean code, [`Name`][] and [`Name`][nca_lib.module.Name] are links, lists need no blank line, and an
+    indented block after a colon and a blank line is code.
+    """
+
+    def replace(match: re.Match[str]) -> str:
+        name, target, code = match.groups()
+        return (
+            f"``{code}``"
+            if code
+            else f":py:obj:`{name} <{target or full_name(name, module)}>`"
+        )
+
+    # A link or a piece of code may be broken over two lines, a paragraph never.
+    out: list[str] = []
+    code_indent: int | None = None
+    for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if code_indent is not None and (
+            not line.strip() or indent >= code_indent
+        ):
+            out.append(line)
+            continue
+        code_indent = None
+        previous = lines[number - 1] if number else ""
+        if (
+            line.lstrip().startswith("- ")
+            and previous.strip()
+            and not _in_item(previous, indent)
+        ):
+            out.append("")
+        out.append(REFERENCE_OR_CODE.sub(replace, line))
+        following = lines[number + 2] if number + 2 < len(lines) else ""
+        deeper = len(following) - len(following.lstrip()) >= indent + 4
+        if (
+            line.endswith(":")
+            and not lines[number + 1].strip()
+            and following.strip()
+            and deeper
+        ):
+            out[-1] += ":"
+            code_indent = indent + 4
+    return out
+
+
+def _in_item(line: str, indent: int) -> bool:
+    """Whether the line belongs to a list whose items begin at `indent`."""
+    depth = len(line) - len(line.lstrip())
+    return depth > indent or line.lstrip().startswith("- ")
+
+
+def link_chapters(line: str) -> str:
+    """`(chapter 3)` as a link to it."""
+
+    def replace(match: re.Match[str]) -> str:
+        return f":doc:`{match[0]} </book/{CHAPTERS[match[1]]}>`"
+
+    return re.sub(r"\bchapter ([1-6])\b", replace, line)
+
+
+def _process(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
+) -> None:
+    module = (
+        name
+        if what == "module"
+        else getattr(obj, "__module__", None) or name.rpartition(".")[0]
+    )
+    if not module.startswith("nca_lib"):
+        module = ".".join(name.split(".")[:2])
+    converted = to_rst(lines, module)
+    lines[:] = (
+        [link_chapters(line) for line in converted]
+        if what == "module"
+        else converted
+    )
+
+
+class CommandLine(SphinxDirective):
+    """The help of `python -m nca_lib` and of each of its commands."""
+
+    def run(self) -> list[nodes.Node]:
+        """One literal block for each command, in sections."""
+        from nca_lib.__main__ import _parser
+
+        with mock.patch.dict(os.environ, {"COLUMNS": "88"}):
+            parser = _parser()
+            action = next(
+                action for action in parser._actions if action.dest == "command"
+            )
+            helps = {
+                name: command.format_help()
+                for name, command in action.choices.items()
+            }  # type: ignore[union-attr]
+        found: list[nodes.Node] = []
+        for name, text in helps.items():
+            section = nodes.section(ids=[f"command-{name}"])
+            section += nodes.title("", name)
+            section += nodes.literal_block(text, text, language="text")
+            found.append(section)
+        return found
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx; 400 comes before napoleon's 500."""
+    app.connect("autodoc-process-docstring", _process, priority=400)
+    app.add_directive("command-line", CommandLine)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

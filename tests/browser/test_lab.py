@@ -1,0 +1,233 @@
+"""The explorers, clicked through in JupyterLab from a fresh start; no network but this machine's own."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect, sync_playwright
+from test_pages import CHROMIUM, QUIET
+
+PATIENCE = 60_000  # ms: the longest that a condition may take
+CELLS = [
+    """import nca_lib
+from nca_lib import widgets
+digits, tissue = nca_lib.load("digits-mlp"), nca_lib.load("diff-nca-tissue")
+growing = nca_lib.load("growing-regenerate")
+from nca_lib.data import Digits
+images = Digits(8).images""",
+    "widgets.noise_explorer(images[:20])",
+    "widgets.size_explorer(tissue)",
+    "widgets.inpainting_painter(digits, images[0])",
+    "widgets.growing_player(growing, size=32)",
+    "print('all', 'have', 'run')",
+]
+
+
+def notebook(cells: list[str]) -> str:
+    made = [
+        {
+            "cell_type": "code",
+            "id": f"c{i}",
+            "metadata": {},
+            "outputs": [],
+            "execution_count": None,
+            "source": c,
+        }
+        for i, c in enumerate(cells)
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab with nobody's settings but its own."""
+    folder, port = tmp_path_factory.mktemp("lab"), free_port()
+    (folder / "work").mkdir()
+    (folder / "work" / "explorers.ipynb").write_text(notebook(CELLS))
+    settings = folder / "config" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
+    kept = {name: value for name, value in os.environ.items() if name != "NCA_LIB_BOOK"}
+    environment = kept | {
+        "HOME": str(folder),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+    command += ["--ServerApp.port_retries=0", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token="]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, cwd=folder / "work", env=environment, stdout=log, stderr=log)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_for(server, address, folder / "log")
+            yield address
+        finally:
+            server.terminate()  # and with it the kernels
+            server.wait(30)
+
+
+def wait_for(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    for _ in range(300):
+        assert server.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"{address}/api/status", timeout=5).close()
+            return
+        except urllib.error.URLError:
+            try:
+                server.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    raise AssertionError(log.read_text())
+
+
+@pytest.fixture(scope="module")
+def page(lab: str) -> Iterator[Page]:
+    """The notebook, all of its cells run."""
+    assert CHROMIUM, "these tests need Chromium: apt-get install chromium"
+
+    def only_local(route: Route) -> None:
+        if route.request.url.startswith((lab, "data:", "blob:")):
+            route.continue_()
+        else:
+            route.abort()
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1280, "height": 2400})
+        page.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+        page.route("**/*", only_local)
+        page.goto(f"{lab}/doc/tree/explorers.ipynb")
+        page.get_by_text("Kernel status: Idle").first.wait_for(state="attached")
+        run_all(page)
+        yield page
+        browser.close()
+
+
+def cell(page: Page, number: int) -> Locator:
+    return page.locator(".jp-CodeCell").nth(number)
+
+
+def run_all(page: Page) -> None:
+    prompt = cell(page, 0).locator(".jp-InputPrompt")
+    for _ in range(10):  # a kernel that is still being connected forgets what it is asked
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        page.wait_for_timeout(1000)
+        if prompt.inner_text() != "[ ]:":
+            break
+    cell(page, 5).locator(".jp-OutputArea-output", has_text="all have run").wait_for()
+
+
+def picture_changes(picture: Locator, before: str | None) -> None:
+    expect(picture).not_to_have_attribute("src", before or "")
+
+
+def drag(page: Page, canvas: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """From one place to another, both (x, y) in parts of the canvas."""
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (start, end)]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    page.mouse.move(*places[1], steps=8)
+    page.mouse.up()
+
+
+def inked(canvas: Locator) -> int:
+    """How many pixels of a canvas are not nearly white."""
+    return canvas.evaluate("""canvas => {
+        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        let count = 0;
+        for (let i = 0; i < data.length; i += 4) count += data[i] + data[i + 1] + data[i + 2] < 600;
+        return count;
+    }""")
+
+
+def until(condition: Callable[[], bool], page: Page) -> None:
+    for _ in range(PATIENCE // 100):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError("it did not happen")
+
+
+def test_a_slider_moved_by_keyboard_draws_another_picture(page: Page) -> None:
+    explorer = cell(page, 1)
+    expect(explorer.get_by_text("At t = 100")).to_be_visible()
+    before = explorer.locator("img").get_attribute("src")
+    explorer.get_by_role("slider").first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(explorer.get_by_text("At t = 101")).to_be_visible()
+    picture_changes(explorer.locator("img"), before)
+
+
+def test_sampling_shows_frame_by_frame_and_stops_when_told(page: Page) -> None:
+    explorer = cell(page, 2)
+    explorer.get_by_role("slider").nth(2).focus()
+    page.keyboard.press("End")  # 100 steps: time enough to press stop
+    expect(explorer.get_by_text(re.compile("^frame [1-9]$"))).to_be_visible()
+    before = explorer.locator("img").get_attribute("src")
+    picture_changes(explorer.locator("img"), before)
+    explorer.get_by_role("button", name="Stop").click()
+    expect(explorer.get_by_text("stopped")).to_be_visible()
+    before = explorer.locator("img").get_attribute("src")
+    explorer.get_by_role("slider").nth(2).focus()
+    page.keyboard.press("Home")
+    expect(explorer.get_by_text("done")).to_be_visible()
+    explorer.get_by_role("combobox").select_option("heart")
+    picture_changes(explorer.locator("img"), before)
+    expect(explorer.get_by_text("done")).to_be_visible()
+
+
+def test_a_painted_hole_is_filled_beside_the_brush(page: Page) -> None:
+    explorer = cell(page, 3)
+    expect(explorer.get_by_text("done")).to_be_visible()
+    canvas, picture = explorer.locator("canvas"), explorer.locator("img")
+    before = picture.get_attribute("src")
+    drag(page, canvas, (0.2, 0.2), (0.8, 0.2))
+    picture_changes(picture, before)
+    expect(explorer.get_by_text("done")).to_be_visible()
+    explorer.get_by_role("combobox").select_option("published")
+    expect(explorer.get_by_text("10 denoiser calls.")).to_be_visible()
+    left, right = canvas.bounding_box(), picture.bounding_box()
+    assert left and right
+    assert left["x"] + left["width"] <= right["x"]
+    assert abs(left["y"] - right["y"]) < 8
+
+
+def test_the_growing_automaton_is_erased_pauses_and_begins_again(page: Page) -> None:
+    player = cell(page, 4)
+    canvas = player.locator("canvas")
+    until(lambda: inked(canvas) > 10_000, page)
+    player.get_by_role("button", name="Pause").click()
+    expect(player.get_by_role("button", name="Play")).to_be_visible()
+    grown = inked(canvas)
+    drag(page, canvas, (0.1, 0.6), (0.9, 0.6))
+    until(lambda: inked(canvas) < 0.95 * grown, page)
+    step = player.get_by_text(re.compile("^step"))
+    paused = int(step.inner_text().split()[1])
+    player.get_by_role("button", name="Play").click()
+    until(lambda: int(step.inner_text().split()[1]) > paused, page)
+    player.get_by_role("button", name="Restart").click()
+    until(lambda: int(step.inner_text().split()[1]) < paused, page)
