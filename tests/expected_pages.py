@@ -10,7 +10,11 @@ ROOT = Path(__file__).parents[1]
 def toc_files() -> list[str]:
     """Every file of the table of contents, without its suffix, the root first."""
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    files = [toc["root"]]
+    for part in toc["parts"]:
+        for chapter in part["chapters"]:
+            files += [chapter["file"], *(section["file"] for section in chapter.get("sections", []))]
+    return files
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def _add_time(app: Sphinx, document: nodes.document) -> None:
     if not re.fullmatch(r"book/\d\d_\w+", app.env.docname):
         return
     title = next(document.findall(nodes.title))
-    minutes = reading_minutes(document)
+    minutes = max(5, 5 * round(reading_minutes(document) / 5))
     note = nodes.paragraph(
         "", f"About {minutes} minutes of reading.", classes=["reading-time"]
     )

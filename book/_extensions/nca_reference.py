@@ -10,7 +10,9 @@ from typing import Any
 from unittest import mock
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 CHAPTERS = {
@@ -143,8 +145,38 @@ class CommandLine(SphinxDirective):
         return found
 
 
+class LinkNames(SphinxTransform):
+    """Inline code that names something of the library, `nca_lib.noise` or longer, becomes a link to its entry."""
+
+    default_priority = (
+        700  # after Markdown is a document, before references are resolved
+    )
+
+    def apply(self, **kwargs: Any) -> None:
+        """Wrap each such literal; a name without an entry stays plain code."""
+        for literal in list(self.document.findall(nodes.literal)):
+            name = literal.astext()
+            inside = isinstance(
+                literal.parent,
+                addnodes.pending_xref | nodes.reference | nodes.title,
+            )
+            if not inside and re.fullmatch(r"nca_lib(\.\w+)+", name):
+                link = addnodes.pending_xref(
+                    "",
+                    refdomain="py",
+                    reftype="obj",
+                    reftarget=name,
+                    refexplicit=True,
+                    refwarn=False,
+                    refdoc=self.env.docname,
+                )
+                literal.replace_self(link)
+                link += literal
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx; 400 comes before napoleon's 500."""
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.add_transform(LinkNames)
     app.add_directive("command-line", CommandLine)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,8 +1,10 @@
 """Open every page of the built book from disk in a browser without a network."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
@@ -86,6 +88,19 @@ class Visit:
 
 def test_the_book_is_built() -> None:
     assert "book/index.html" in PAGES, "no built book: run `make book` first"
+
+
+def test_every_code_cell_was_executed() -> None:
+    """Solutions too: a built notebook has the source's cells, and a number at each that has code."""
+    for source in sorted((HTML.parents[1] / "book").glob("*.ipynb")):
+        built = _code(HTML.parent / "jupyter_execute" / "book" / source.name)
+        assert [cell["id"] for cell in built] == [cell["id"] for cell in _code(source)], source.name
+        assert not [cell["id"] for cell in built if cell["execution_count"] is None], source.name
+
+
+def _code(notebook: Path) -> list[dict[str, Any]]:
+    cells = json.loads(notebook.read_text())["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
 
 
 def test_start_page_leads_to_the_preface(browser: Browser) -> None:
