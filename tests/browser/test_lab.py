@@ -129,7 +129,7 @@ def cell(page: Page, number: int) -> Locator:
 
 
 def run_all(page: Page) -> None:
-    # A slow machine says idle too early; it then asks for a kernel, and forgets the cells that were to be run.
+    # A slow machine says idle too early, asks for a kernel when cells are to be run, and forgets them.
     asked = page.locator(".jp-Dialog .jp-mod-accept")
     page.add_locator_handler(asked, lambda button: button.click())
     first = cell(page, 0).locator(".jp-InputPrompt", has_text=re.compile(r"\d"))
