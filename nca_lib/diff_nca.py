@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
+from nca_lib.fast import fast_rollout, fast_step
 from nca_lib.noise import Noise, TorchNoise, firing_mask
 
 EMBEDDING = 4  # channels that tell a cell where and when it is
@@ -99,8 +100,9 @@ class Cell(nn.Module):
     ):
         super().__init__()
         self.encoding, self.position, self.image_channels = encoding, position, image_channels
-        # What `fold` needs: one embedding for all cells, a border that shows constants as they are.
-        self.foldable = not position and norm == "cell" and padding == "reflect"
+        self.padding, self.local = padding, norm == "cell"
+        # One embedding for all cells, and a border that shows constants as they are: see `fast.fold`.
+        self.foldable = not position and padding == "reflect"
         seen = 2 * channels + EMBEDDING
 
         def conv(fan_in: int, fan_out: int, size: int = 1) -> nn.Module:
@@ -138,14 +140,18 @@ class Cell(nn.Module):
 
         `time` is (B,) in [0, 1); `step` is k/K.
         """
+        return self.embedding(self.told(time, step, height, width))
+
+    def told(self, time: Tensor, step: float, height: int, width: int) -> Tensor:
+        """What is embedded, the numbers from [`lift`][]: (B, 16, H, W), or (B, 8, 1, 1) without position."""
         clock = torch.stack([time, torch.full_like(time, step)], dim=1).view(-1, 2, 1, 1)
         if not self.position:
-            return self.embedding(lift(clock, self.encoding))
+            return lift(clock, self.encoding)
         clock = clock.expand(-1, -1, height, width)
         px = torch.linspace(1, 0, width).to(time).view(1, 1, 1, width).expand(len(time), 1, height, width)
         py = torch.linspace(1, 0, height).to(time).view(1, 1, height, 1).expand_as(px)
         # py before px: the public code calls its first scalar px, but exchanges height and width inside.
-        return self.embedding(lift(torch.cat([py, px, clock], dim=1), self.encoding))
+        return lift(torch.cat([py, px, clock], dim=1), self.encoding)
 
     def forward(self, state: Tensor, embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """One step: (B, C, H, W) to the same shape. `mask` (B, 1, H, W) is 1 where a cell fires."""
@@ -159,52 +165,6 @@ class Cell(nn.Module):
             hidden = hidden * self.modulate_hidden(embedding)
         update = self.narrow(hidden) * self.writable
         return state + (update if mask is None else mask * update)
-
-    def fold(self, embedding: Tensor, dtype: torch.dtype) -> FoldedStep:
-        """The step as it is at one embedding (1, 4, 1, 1), which then takes part as a constant."""
-        channels, image = self.writable.shape[1], self.image_channels
-        perception: Any = self.perception
-        widen: Any = self.widen
-        narrow: Any = self.narrow
-        seen_by, hidden_by = widen.weight.flatten(1), narrow.weight.flatten(1)[image:]
-        if self.modulate_seen is not None and self.modulate_hidden is not None:
-            seen_by = seen_by * self.modulate_seen(embedding).flatten()
-            hidden_by = hidden_by * self.modulate_hidden(embedding).flatten()
-        own, told, around = seen_by.split([channels, EMBEDDING, channels], dim=1)
-        constant, taps = embedding.flatten(), perception.weight
-        step = FoldedStep(
-            taps[:, :channels].contiguous(memory_format=torch.channels_last),
-            perception.bias + taps[:, channels:].sum((2, 3)) @ constant,
-            torch.cat([own, around], dim=1),
-            widen.bias + told @ constant,
-            hidden_by,
-            narrow.bias[image:],
-        )
-        return FoldedStep(*(weights.to(dtype) for weights in step))
-
-
-class FoldedStep(NamedTuple):
-    """The weights of one step with its conditioning, the same for all cells, folded in."""
-
-    perception: Tensor
-    perception_bias: Tensor
-    widen: Tensor
-    widen_bias: Tensor
-    narrow: Tensor
-    narrow_bias: Tensor
-
-
-def folded_step(state: Tensor, by: FoldedStep, mask: Tensor | None) -> Tensor:
-    """What [`Cell`][] computes, channels last: (B, H, W, C) to the same shape; `mask` is (B, H, W, 1)."""
-    own = state.to(by.widen.dtype)
-    padded = F.pad(own.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect")
-    around = F.conv2d(padded, by.perception, by.perception_bias).permute(0, 2, 3, 1)
-    hidden = F.linear(torch.cat([own, around], dim=-1), by.widen, by.widen_bias)
-    hidden = F.layer_norm(hidden.to(state.dtype), hidden.shape[-1:], eps=1e-5)
-    update = F.linear(F.leaky_relu(hidden, 0.01).to(own.dtype), by.narrow, by.narrow_bias).to(state.dtype)
-    image = state.shape[-1] - update.shape[-1]  # channels that no step writes
-    grown = state[..., image:] + (update if mask is None else mask * update)
-    return torch.cat([state[..., :image], grown], dim=-1)
 
 
 class DiffNCA(nn.Module):
@@ -230,7 +190,8 @@ class DiffNCA(nn.Module):
 
     Attributes:
         fast: without gradients, compute what all images share once, and fold conditioning into weights where
-            it is the same for all cells; equal up to rounding. False for the literal computation.
+            it is the same for all cells ([`nca_lib.fast`][]); equal up to rounding. False for the literal
+            computation.
 
     Raises:
         ValueError: too few channels for image, prediction and one hidden; a probability outside (0, 1].
@@ -263,7 +224,7 @@ class DiffNCA(nn.Module):
         self.channels, self.steps, self.image_channels = channels, steps, image_channels
         self.update_probability, self.checkpointing = update_probability, checkpointing
         self.firing: Noise = TorchNoise()
-        self.fast, self.folded_step = True, folded_step
+        self.fast, self.fast_step = True, fast_step
         self.cell = Cell(
             channels,
             hidden,
@@ -283,39 +244,21 @@ class DiffNCA(nn.Module):
 
     def rollout(self, state: Tensor, time: Tensor) -> Iterator[Tensor]:
         """Yield the state after each of the K steps, from a given one."""
-        # The masks of a seeded noise source are addressed by time, so that equal calls agree.
-        moment = round(float(time[0]) * 2**20)
-        for k in range(self.steps):
+        for k, mask in enumerate(self.masks(state, time)):
             embedding = self.cell.condition(time, k / self.steps, *state.shape[2:])
-            mask = None
-            if self.update_probability < 1:
-                mask = firing_mask(self.firing, state, self.update_probability, moment, k)
             if self.checkpointing and torch.is_grad_enabled():
                 state = checkpoint(self.cell, state, embedding, mask, use_reentrant=False)
             else:
                 state = self.cell(state, embedding, mask)
             yield state
 
-    def folded_rollout(self, state: Tensor, time: Tensor) -> Iterator[Tensor]:
-        """As `rollout`, for one time (1,): the conditioning of each step is folded into its weights."""
-        device = state.device.type
-        low = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if low else state.dtype
-        with torch.autocast(device, enabled=False):
-            steps = [
-                self.cell.fold(self.cell.condition(time, k / self.steps, 1, 1), dtype)
-                for k in range(self.steps)
-            ]
-            moment = round(float(time[0]) * 2**20)
-            state = state.permute(0, 2, 3, 1).contiguous()
-            for k, step in enumerate(steps):
-                mask = None
-                if self.update_probability < 1:
-                    like = state.permute(0, 3, 1, 2)
-                    mask = firing_mask(self.firing, like, self.update_probability, moment, k)
-                    mask = mask.permute(0, 2, 3, 1)
-                state = self.folded_step(state, step, mask)
-                yield state.permute(0, 3, 1, 2)
+    def masks(self, state: Tensor, time: Tensor) -> Iterator[Tensor | None]:
+        """Yield for each of the K steps which cells of `state` fire, (B, 1, H, W); None where all do."""
+        # The masks of a seeded noise source are addressed by time, so that equal calls agree.
+        moment = round(float(time[0]) * 2**20)
+        for k in range(self.steps):
+            rests = self.update_probability < 1
+            yield firing_mask(self.firing, state, self.update_probability, moment, k) if rests else None
 
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
         """The state that `forward` starts from."""
@@ -323,14 +266,21 @@ class DiffNCA(nn.Module):
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Run the automaton on `noisy` and read its prediction channels."""
-        fast = self.fast and not torch.is_grad_enabled() and bool((time == time[0]).all())
-        if fast:
+        if self.takes_fast_path(time):
             time = time[:1]  # all images are told the same
-        state = self.initial_state(noisy, time)
-        rollout = self.folded_rollout if fast and self.cell.foldable else self.rollout
-        for state in rollout(state, time):  # noqa: B007, B020 - the last one is the result
-            pass
+            state = self.initial_state(noisy, time)
+            moments = [k / self.steps for k in range(self.steps)]
+            masks = self.masks(state, time)
+            state = fast_rollout(self.cell, state, time, moments, masks, self.fast_step)
+        else:
+            state = self.initial_state(noisy, time)
+            for state in self.rollout(state, time):  # noqa: B007, B020 - the last one is the result
+                pass
         return state[:, self.image_channels : 2 * self.image_channels]
+
+    def takes_fast_path(self, time: Tensor) -> bool:
+        """Whether a call at `time` (B,) may be computed by [`nca_lib.fast`][]."""
+        return self.fast and self.cell.local and not torch.is_grad_enabled() and bool((time == time[0]).all())
 
 
 def compile_step(model: nn.Module, device: torch.device) -> None:
@@ -349,4 +299,4 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
         part.compile()
     for module in model.modules():
         if isinstance(module, DiffNCA):
-            module.folded_step = torch.compile(folded_step)
+            module.fast_step = torch.compile(fast_step)

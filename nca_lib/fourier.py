@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
+from nca_lib.fast import fast_rollout, fast_step
 
 Window = Literal["quadrant", "half_plane"]
 
@@ -168,8 +169,13 @@ class FourierDiffNCA(DiffNCA):
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
         """The state that the image stage starts from: the noisy image, and what the spectrum says."""
         spectrum = self.spectrum_seed(noisy)
-        for spectrum in self.spectrum_rollout(spectrum, time):  # noqa: B007, B020 - the last one is the result
-            pass
+        if self.takes_fast_path(time):
+            moments = [k / self.frequencies for k in range(self.spectrum_steps)]
+            all_fire = [None] * self.spectrum_steps
+            spectrum = fast_rollout(self.spectrum_cell, spectrum, time, moments, all_fire, fast_step)
+        else:
+            for spectrum in self.spectrum_rollout(spectrum, time):  # noqa: B007, B020 - the last one counts
+                pass
         real, imaginary = spectrum.chunk(2, dim=1)
         written = torch.complex(real, imaginary)[:, noisy.shape[1] :]
         return torch.cat([noisy, image_of_window(written, self.window, *noisy.shape[2:])], dim=1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nca_lib.diff_nca import CellNorm, DiffNCA, lift
+from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, firing_from
 
 
@@ -242,12 +243,16 @@ def test_impossible_automata_are_refused() -> None:
         {"position": False, "modulation": False},
         {"position": False, "norm": "group"},
         {"position": True},
+        {"position": True, "modulation": False},
+        {"frequencies": 5},
+        {"frequencies": 5, "position": False, "window": "half_plane"},
     ],
     ids=str,
 )
 def test_the_fast_path_equals_the_literal_one(options: dict[str, Any], probability: float) -> None:
     torch.manual_seed(0)
-    network = DiffNCA(16, 32, 4, update_probability=probability, **options)
+    kind = FourierDiffNCA if "frequencies" in options else DiffNCA
+    network = kind(16, 32, 4, update_probability=probability, **options)
     noisy, time = torch.randn(3, 3, 12, 14), torch.full((3,), 0.4)
     with torch.no_grad(), firing_from(network, CounterNoise(1)):
         fast = network(noisy, time)

@@ -1,0 +1,126 @@
+"""Quality against denoiser calls, for chapter 8: `python benchmarks/calls.py MODEL ... [--calls 5 10 20]`.
+
+Appends one JSON line for each model, sampler, firing and number of calls to `nca_lib/results/calls.jsonl`,
+and skips those that are there. The number is the Frechet distance of `nca-features-1` between COUNT generated
+images and as many held-out ones. Firing matters only to models whose cells rest (update probability below 1).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nca_lib import weights
+from nca_lib.data import Images
+from nca_lib.diff_nca import compile_step
+from nca_lib.diffusion import Denoiser
+from nca_lib.evaluation import PROTOCOLS, RealImages, real_and_floor
+from nca_lib.experiment import Experiment
+from nca_lib.features import SmallFeatures
+from nca_lib.metrics import Measure, frechet_distance
+from nca_lib.samplers import SAMPLERS, Firing, sample
+from nca_lib.training import best_device, computes_bf16, hardware
+
+TABLE = Path(__file__).parents[1] / "nca_lib" / "results" / "calls.jsonl"
+KEY = ("model", "sampler", "firing", "calls")
+COUNT, BATCH = 256, 64
+PARTS = 4  # a quarter of the images is left out in turn, which tells how much of a distance is chance
+
+
+def known() -> set[tuple[Any, ...]]:
+    """What was measured already."""
+    lines = TABLE.read_text().splitlines() if TABLE.is_file() else []
+    return {tuple(row[key] for key in KEY) for row in map(json.loads, lines)}
+
+
+def features_of_real(measure: Measure, images: RealImages) -> Tensor:
+    """The features of real images, (n, 64)."""
+    parts = [images.batch(first, min(BATCH, images.count - first)) for first in range(0, images.count, BATCH)]
+    return torch.cat([measure(part)["features"] for part in parts])
+
+
+def features_of_samples(
+    measure: Measure, model: Denoiser, like: Images, sampler: str, firing: Firing, calls: int
+) -> Tensor:
+    """The features of COUNT samples, (COUNT, 64)."""
+    device = next(model.parameters()).device
+    found = []
+    for first in range(0, COUNT, BATCH):
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
+            images = sample(
+                model,
+                model.schedule,
+                (like.size, like.size),
+                count=BATCH,
+                channels=like.channels,
+                sampler=SAMPLERS[sampler],
+                steps=calls,
+                first_sample=first,
+                firing=firing,
+            )
+        found.append(measure(images)["features"])
+    return torch.cat(found)
+
+
+def distance(real: Tensor, made: Tensor) -> dict[str, float]:
+    """Frechet distance and its standard error, by the jackknife over quarters."""
+    part = torch.arange(len(made)) % PARTS
+    without = [frechet_distance(real, made[part != p]) for p in range(PARTS)]
+    centre = statistics.mean(without)
+    spread = ((PARTS - 1) / PARTS * sum((w - centre) ** 2 for w in without)) ** 0.5
+    return {"frechet_distance": frechet_distance(real, made), "standard_error": spread}
+
+
+def measure_model(name: str, options: argparse.Namespace) -> None:
+    """All that is missing of one model, few calls first."""
+    device = best_device()
+    experiment = Experiment.from_dict(weights.record(name)["experiment"])
+    model = weights.load(name, device).eval()
+    compile_step(model, device)
+    train, test = experiment.build_data("train"), experiment.build_data("test")
+    measure = Measure(SmallFeatures.shipped().to(device), None, published=False)
+    real, floor = real_and_floor({"train": train, "test": test}, PROTOCOLS["quick"], COUNT, seed=0)
+    truth = features_of_real(measure, real)
+    lowest = frechet_distance(truth, features_of_real(measure, floor))
+    done = known()
+    rests = experiment.model.get("update_probability", 0.9) < 1
+    for calls in sorted(options.calls):
+        for firing in ("fresh", "fixed", "expected") if rests else ("fresh",):
+            for sampler in options.samplers:
+                key = (experiment.name, sampler, firing, calls)
+                if key in done:
+                    continue
+                begin = time.perf_counter()
+                made = features_of_samples(measure, model, test, sampler, firing, calls)
+                row = dict(zip(KEY, key, strict=True)) | distance(truth, made)
+                row |= {
+                    "floor": lowest,
+                    "count": COUNT,
+                    "seconds": round(time.perf_counter() - begin, 1),
+                    "hardware": hardware(device),
+                }
+                with TABLE.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(*key, f"{row['frechet_distance']:.2f} +- {row['standard_error']:.2f}", flush=True)
+
+
+def main() -> None:
+    """Measure what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="shipped names or .safetensors files")
+    parser.add_argument("--samplers", nargs="+", default=["dpm_solver", "heun", "ddim", "ddpm"])
+    parser.add_argument("--calls", nargs="+", type=int, default=[5, 10, 15, 20, 30, 50])
+    options = parser.parse_args()
+    for name in options.models:
+        measure_model(name, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The fast path of an automaton's call (chapter 8): a cell's numbers side by side, weights normalised once.
+
+It computes what [`Cell`][nca_lib.diff_nca.Cell] computes, equal up to rounding, where no gradient is wanted,
+all images are told the same time, and cells normalise by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from nca_lib.diff_nca import Cell
+
+Net = tuple[Tensor, Tensor, Tensor, Tensor]  # weight and bias, twice
+Step = Callable[[Tensor, "Tensor | None", "CellWeights", "Tensor | None", str], Tensor]
+
+
+class CellWeights(NamedTuple):
+    """What a step multiplies by: convolutions as matrices (out, in), zeros where a channel is not written."""
+
+    perception: Tensor  # (C, C + 4, 3, 3), channels last
+    perception_bias: Tensor
+    widen: Tensor
+    widen_bias: Tensor
+    narrow: Tensor
+    narrow_bias: Tensor
+    modulate_seen: Net | None
+    modulate_hidden: Net | None
+    embedding: Net
+
+    def to(self, dtype: torch.dtype) -> CellWeights:
+        """The same in another precision, but for the embedding: eight bits cannot tell timesteps apart."""
+        plain = [weights.to(dtype) for weights in self[:6]]
+        nets = [None if net is None else tuple(w.to(dtype) for w in net) for net in self[6:8]]
+        return CellWeights(*plain, *nets, self.embedding)  # type: ignore[arg-type, call-arg]
+
+
+def weights_of(cell: Cell) -> CellWeights:
+    """A cell's weights as they are now."""
+    perception: Any = cell.perception
+    (widen, widen_bias), (narrow, narrow_bias) = _matrix(cell.widen), _matrix(cell.narrow)
+    writable = cell.writable.flatten()
+    return CellWeights(
+        perception.weight.contiguous(memory_format=torch.channels_last),
+        perception.bias,
+        widen,
+        widen_bias,
+        narrow * writable[:, None],
+        narrow_bias * writable,
+        _net(cell.modulate_seen),
+        _net(cell.modulate_hidden),
+        _net(cell.embedding),  # type: ignore[arg-type]
+    )
+
+
+def _matrix(layer: Any) -> tuple[Tensor, Tensor]:
+    return layer.weight.flatten(1), layer.bias
+
+
+def _net(layers: nn.Module | None) -> Net | None:
+    return None if layers is None else (*_matrix(layers[0]), *_matrix(layers[2]))  # type: ignore[index]
+
+
+def fold(by: CellWeights, told: Tensor) -> CellWeights:
+    """The weights where all cells are told the same, (8,): modulation and embedding become part of them.
+
+    `W (m * p) = (W diag(m)) p`, and what is the same at every cell only adds to a bias.
+    """
+    embedding = _apply(by.embedding, told)
+    channels = by.perception.shape[0]
+    widen, narrow = by.widen, by.narrow
+    if by.modulate_seen is not None:
+        widen = widen * _apply(by.modulate_seen, embedding)
+    if by.modulate_hidden is not None:
+        narrow = narrow * _apply(by.modulate_hidden, embedding)
+    own, constant, around = widen.split([channels, len(embedding), channels], dim=1)
+    return CellWeights(
+        by.perception[:, :channels].contiguous(memory_format=torch.channels_last),
+        by.perception_bias + by.perception[:, channels:].sum((2, 3)) @ embedding,
+        torch.cat([own, around], dim=1),
+        by.widen_bias + constant @ embedding,
+        narrow,
+        by.narrow_bias,
+        None,
+        None,
+        by.embedding,
+    )
+
+
+def _apply(net: Net, x: Tensor) -> Tensor:
+    first, first_bias, second, second_bias = net
+    return F.linear(F.silu(F.linear(x, first, first_bias)), second, second_bias)
+
+
+def fast_step(
+    state: Tensor, told: Tensor | None, by: CellWeights, mask: Tensor | None, padding: str
+) -> Tensor:
+    """One step, channels last: (B, H, W, C) to the same shape, in the state's precision.
+
+    Args:
+        state: what the cells hold.
+        told: what is embedded at each, (1, H, W, 16); None where it is folded into the weights.
+        by: the weights; the products are done in their precision.
+        mask: (B, H, W, 1), 1 where a cell fires; None where all do.
+        padding: `"reflect"` or `"zeros"`.
+    """
+    z = state.to(by.widen.dtype)
+    embedding = None if told is None else _apply(by.embedding, told).to(z.dtype)
+    if embedding is not None:
+        z = torch.cat([z, embedding.expand(len(z), *z.shape[1:3], -1)], dim=-1)
+    padded = F.pad(
+        z.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect" if padding == "reflect" else "constant"
+    )
+    around = F.conv2d(padded, by.perception, by.perception_bias).permute(0, 2, 3, 1)
+    seen = torch.cat([z, around], dim=-1)
+    if embedding is not None and by.modulate_seen is not None:
+        seen = seen * _apply(by.modulate_seen, embedding)
+    hidden = F.linear(seen, by.widen, by.widen_bias).to(state.dtype)
+    hidden = F.leaky_relu(F.layer_norm(hidden, hidden.shape[-1:], eps=1e-5), 0.01).to(z.dtype)
+    if embedding is not None and by.modulate_hidden is not None:
+        hidden = hidden * _apply(by.modulate_hidden, embedding)
+    update = F.linear(hidden, by.narrow, by.narrow_bias).to(state.dtype)
+    return state + (update if mask is None else mask * update)
+
+
+def fast_rollout(
+    cell: Cell,
+    state: Tensor,
+    time: Tensor,
+    moments: Iterable[float],
+    masks: Iterable[Tensor | None],
+    step: Step,
+) -> Tensor:
+    """The state after as many steps as there are moments (k/K).
+
+    Args:
+        cell: the rule.
+        state: (B, C, H, W).
+        time: (1,).
+        moments: what the steps are told besides the time.
+        masks: which cells fire in each, (B, 1, H, W).
+        step: [`fast_step`][], or it compiled.
+    """
+    device, size = state.device.type, state.shape[2:]
+    low = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if low else state.dtype
+    with torch.autocast(device, enabled=False):
+        exact = weights_of(cell)
+        by = exact.to(dtype)
+        state = state.permute(0, 2, 3, 1).contiguous()
+        for moment, mask in zip(moments, masks, strict=True):
+            fires = None if mask is None else mask.permute(0, 2, 3, 1)
+            told = cell.told(time, moment, *size).permute(0, 2, 3, 1)
+            if cell.foldable:
+                state = step(state, None, fold(exact, told.flatten()).to(dtype), fires, cell.padding)
+            else:
+                state = step(state, told.expand(-1, *size, -1).contiguous(), by, fires, cell.padding)
+    return state.permute(0, 3, 1, 2)
