@@ -25,6 +25,7 @@ from nca_lib.data import DataError
 from nca_lib.diff_nca import compile_step
 from nca_lib.diffusion import Denoiser
 from nca_lib.experiment import Experiment, ExperimentError
+from nca_lib.samplers import SAMPLERS
 from nca_lib.weights import WeightsError
 
 
@@ -139,7 +140,7 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 def _denoise(
     arguments: argparse.Namespace, model: Any, size: tuple[int, int], channels: int, device: torch.device
 ) -> torch.Tensor:
-    from nca_lib.samplers import SAMPLERS, sample
+    from nca_lib.samplers import sample
     from nca_lib.training import computes_bf16
 
     # Compiling takes some seconds: worth it from about 50 denoiser calls on a 128x128 image.
@@ -304,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--protocol", default="quick", help="reference, sound or quick (default quick)")
     evaluate.add_argument("--count", type=_positive, help="images, instead of the protocol's number")
     evaluate.add_argument("--inception", help="weights-inception-2015-12-05-6726825d.pth, for FID and KID")
-    evaluate.add_argument("--sampler", choices=["ddpm", "ddim"], default="ddim")
+    evaluate.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default ddim")
     evaluate.add_argument("--steps", type=_positive, default=50, help="denoiser calls (default 50)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--folder", help="keep what is measured here, and go on from it")
@@ -315,8 +316,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
     sample.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels (default 64x64)")
     sample.add_argument("--count", type=_positive, default=1, help="how many images (default 1)")
-    sample.add_argument("--sampler", choices=["ddpm", "ddim"], default="ddim")
-    sample.add_argument("--steps", type=_positive, default=50, help="denoiser calls (default 50)")
+    sample.add_argument("--sampler", choices=SAMPLERS, default="dpm_solver", help="default dpm_solver")
+    sample.add_argument("--steps", type=_positive, default=20, help="denoiser calls (default 20)")
     sample.add_argument("--seed", type=int, default=0, help="same seed, same picture (default 0)")
     sample.add_argument("--columns", type=_positive, help="images per row of the grid")
     sample.add_argument("--bf16", action="store_true", help="mixed precision: faster, slightly different")

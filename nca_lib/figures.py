@@ -15,14 +15,22 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+INK = "#7a7a7a"  # reads equally well on white and on near-black: figures have no ground of their own
 STYLE: dict[str, Any] = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "figure.dpi": 110,
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.25,
-    "axes.prop_cycle": plt.cycler(color=["#2f5d8a", "#c2571a", "#4b8b3b", "#8a4f9e", "#767676"]),
+    "axes.prop_cycle": plt.cycler(color=["#4a80b8", "#c9622a", "#4f963e", "#a06bb8", "#808080"]),
     "legend.frameon": False,
     "image.interpolation": "nearest",
 }

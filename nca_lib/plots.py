@@ -53,7 +53,7 @@ def schedule_curve(schedule: NoiseSchedule, t: int, width: int, height: int) -> 
     for name, values in (("signal", signal), ("noise", noise)):
         (line,) = axis.plot(values.numpy(), label=name)
         axis.plot([t], [float(values[t])], "o", color=line.get_color())
-    axis.axvline(t, color="0.4", linestyle="--", linewidth=1)
+    axis.axvline(t, color="0.5", linestyle="--", linewidth=1)
     axis.set_xlabel("timestep t")
     axis.set_ylim(-0.03, 1.03)
     axis.spines[["top", "right"]].set_visible(False)
@@ -80,7 +80,7 @@ def results_scatter(chosen: list[tuple[dict[str, Any], dict[str, float]]], x: st
     for row, found in chosen:
         axis.annotate(row["name"], (found[x], found[y]), (5, 4), textcoords="offset points", fontsize=8)
     for floor in {found[y] for row, _ in chosen if y in (found := numbers(row["floor"]))}:
-        axis.axhline(floor, color="0.4", linestyle="--", linewidth=1)
+        axis.axhline(floor, color="0.5", linestyle="--", linewidth=1)
     for name, scale in ((x, axis.set_xscale), (y, axis.set_yscale)):
         values = [found[name] for _, found in chosen]
         if min(values) > 0 and (name in COSTS or max(values) > 20 * min(values)):

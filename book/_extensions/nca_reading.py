@@ -1,4 +1,4 @@
-"""Help for reading: the time that a chapter takes, and what a term means where it is linked."""
+"""Help for reading: chapters' numbers, the time that each takes, and what a term means where it is linked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 WORDS_PER_MINUTE = 200
 SECONDS_PER_CODE_LINE = 3
@@ -79,8 +80,29 @@ def _explain_terms(app: Sphinx, document: nodes.document, docname: str) -> None:
             reference["reftitle"] = known[identifier]
 
 
+def _number_by_file(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """A chapter has the number of its file's name, so that one still to be written leaves its number free."""
+    for docname, anchors in env.toc_secnumbers.items():
+        if named := re.match(r"book/(\d\d)_", docname):
+            chapter = int(named[1])
+            env.toc_secnumbers[docname] = {
+                anchor: (chapter, *number[1:]) if number else number
+                for anchor, number in anchors.items()
+            }
+            titles = [
+                env.titles[docname],
+                *env.tocs[docname].findall(nodes.reference),
+            ]
+            for title in titles:
+                if number := title.get("secnumber"):
+                    title["secnumber"] = (chapter, *number[1:])
+    return []
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("doctree-read", _add_time)
+    # after Sphinx, which counts, by its listener of priority 500
+    app.connect("env-get-updated", _number_by_file, priority=600)
     app.connect("doctree-resolved", _explain_terms)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -22,6 +22,7 @@ CHAPTERS = {
     "4": "04_talking_across_the_image",
     "5": "05_the_full_experiments",
     "6": "06_one_model_many_tasks",
+    "8": "08_making_it_fast",
 }
 REFERENCE_OR_CODE = re.compile(
     r"\[`([\w.]+)`\]\[([\w.]*)\]|(?<!`)(?<!:)`([^`\n]+)`(?!`)"
