@@ -299,4 +299,6 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
         part.compile()
     for module in model.modules():
         if isinstance(module, DiffNCA):
-            module.fast_step = torch.compile(fast_step)
+            # On a GPU the best kernels are found by trying them, a minute that sampling earns back.
+            mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
+            module.fast_step = torch.compile(fast_step, mode=mode)

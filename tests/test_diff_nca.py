@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from nca_lib.diff_nca import CellNorm, DiffNCA, lift
+from nca_lib import diff_nca
+from nca_lib.diff_nca import CellNorm, DiffNCA, compile_step, lift
+from nca_lib.fast import fast_step
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, firing_from
 
@@ -277,3 +280,41 @@ def test_the_fast_path_is_only_taken_where_all_images_share_a_time_and_nothing_i
     torch.testing.assert_close(together, torch.cat(apart))
     network(noisy, torch.tensor([0.5, 0.5])).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_without_a_compiler_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(diff_nca.shutil, "which", lambda name: None)
+    network = DiffNCA(8, 16, 2)
+    compile_step(network, torch.device("cpu"))
+    assert capsys.readouterr().out == "not compiling: no C++ compiler found\n"
+    assert network.fast_step is fast_step
+
+
+def test_on_a_gpu_kernels_are_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+
+    def compiled(step: Any, mode: str | None = None, **_: Any) -> Any:
+        if step is fast_step:
+            modes.append(mode)
+        return step
+
+    monkeypatch.setattr(diff_nca.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch, "compile", compiled)
+    for device in ("cuda", "cpu"):
+        compile_step(DiffNCA(8, 16, 2), torch.device(device))
+    assert modes == ["max-autotune-no-cudagraphs", None]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
+def test_the_compiled_step_equals_the_literal_one() -> None:
+    torch.manual_seed(0)
+    network = FourierDiffNCA(12, 16, 3, frequencies=4, update_probability=1.0)
+    noisy, time = torch.randn(2, 3, 8, 10), torch.full((2,), 0.4)
+    with torch.no_grad():
+        network.fast = False
+        literal = network(noisy, time)
+        network.fast = True
+        compile_step(network, torch.device("cpu"))
+        torch.testing.assert_close(network(noisy, time), literal, rtol=1e-4, atol=1e-5)
