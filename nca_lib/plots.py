@@ -31,7 +31,9 @@ def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _axes(width: int, height: int) -> tuple[FigureCanvasAgg, Axes]:
     # Not pyplot's: those live until they are closed, and belong to the main thread.
-    figure = Figure(figsize=(width / 110, height / 110), dpi=110, layout="constrained")
+    # On white, since an image has no transparency.
+    size = (width / 110, height / 110)
+    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
     return FigureCanvasAgg(figure), figure.add_subplot()
 
 
