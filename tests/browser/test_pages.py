@@ -1,6 +1,9 @@
 """Open every page of the built book from disk in a browser without a network."""
 
+import importlib
+import inspect
 import json
+import pkgutil
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +11,8 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, Route, sync_playwright
+
+import nca_lib
 
 HTML = Path(__file__).parents[2] / "_build" / "html"
 START = "index.html"  # only leads on to the preface
@@ -97,6 +102,18 @@ def test_every_code_cell_was_executed() -> None:
         built = _code(HTML.parent / "jupyter_execute" / "book" / source.name)
         assert [cell["id"] for cell in built] == [cell["id"] for cell in _code(source)], source.name
         assert not [cell["id"] for cell in built if cell["execution_count"] is None], source.name
+
+
+def test_every_public_name_is_in_the_built_reference() -> None:
+    pages = "".join(page.read_text() for page in (HTML / "book" / "reference").glob("*.html"))
+    for info in pkgutil.iter_modules(nca_lib.__path__):
+        if info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"nca_lib.{info.name}")
+        for name, thing in vars(module).items():
+            named = inspect.isclass(thing) or inspect.isfunction(thing)
+            if named and thing.__module__ == module.__name__ and not name.startswith("_"):
+                assert f'id="{module.__name__}.{name}"' in pages, f"{module.__name__}.{name}"
 
 
 def _code(notebook: Path) -> list[dict[str, Any]]:
