@@ -10,7 +10,6 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from nca_lib.diffusion import Denoiser
 from nca_lib.evaluation import PROTOCOLS, RealImages, real_and_floor
 from nca_lib.experiment import Experiment
 from nca_lib.features import SmallFeatures
+from nca_lib.matrix import rows
 from nca_lib.metrics import Measure, frechet_distance
 from nca_lib.samplers import SAMPLERS, Firing, sample
 from nca_lib.training import best_device, computes_bf16, hardware
@@ -30,12 +30,6 @@ TABLE = Path(__file__).parents[1] / "nca_lib" / "results" / "calls.jsonl"
 KEY = ("model", "sampler", "firing", "calls")
 COUNT, BATCH = 256, 64
 PARTS = 4  # a quarter of the images is left out in turn, which tells how much of a distance is chance
-
-
-def known() -> set[tuple[Any, ...]]:
-    """What was measured already."""
-    lines = TABLE.read_text().splitlines() if TABLE.is_file() else []
-    return {tuple(row[key] for key in KEY) for row in map(json.loads, lines)}
 
 
 def features_of_real(measure: Measure, images: RealImages) -> Tensor:
@@ -87,7 +81,7 @@ def measure_model(name: str, options: argparse.Namespace) -> None:
     real, floor = real_and_floor({"train": train, "test": test}, PROTOCOLS["quick"], COUNT, seed=0)
     truth = features_of_real(measure, real)
     lowest = frechet_distance(truth, features_of_real(measure, floor))
-    done = known()
+    done = {tuple(row[key] for key in KEY) for row in rows(TABLE)}
     rests = experiment.model.get("update_probability", 0.9) < 1
     for calls in sorted(options.calls):
         for firing in ("fresh", "fixed", "expected") if rests else ("fresh",):
