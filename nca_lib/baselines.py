@@ -19,10 +19,15 @@ from torch.utils.checkpoint import checkpoint
 
 from nca_lib.noise import CounterNoise, Purpose
 
-UNetSize = Literal["S", "M", "L"]
+UNetSize = Literal["71k", "145k", "281k", "587k", "S", "M", "L"]
 
-# Channels at each resolution and ResNet blocks per resolution. M is as large as the paper's "3.94m".
+# Channels at each resolution and ResNet blocks per resolution. M is as large as the paper's "3.94m"; those with
+# a number have as many parameters, once and four times those of the automata that they are compared with.
 UNET_SIZES: dict[UNetSize, tuple[tuple[int, ...], int]] = {
+    "71k": ((8, 16, 16), 1),
+    "145k": ((16, 16, 24), 1),
+    "281k": ((16, 32, 32), 1),
+    "587k": ((16, 24, 48), 2),
     "S": ((16, 32, 64), 2),
     "M": ((32, 64, 128), 2),
     "L": ((64, 128, 256, 256), 1),
@@ -36,17 +41,17 @@ class UNet(nn.Module):
     shaped like `noisy`. Parameters on colour images: S 989,795, M 3,940,547, L 17,282,243.
 
     Args:
-        size: `"S"`, `"M"` or `"L"`.
+        size: `"S"`, `"M"`, `"L"`, or a smaller one by its number of parameters: a key of [`UNET_SIZES`][].
         image_channels: channels of the images.
 
     Raises:
-        ValueError: diffusers is not installed; `size` is none of the three.
+        ValueError: diffusers is not installed; `size` is none of these.
     """
 
     def __init__(self, size: UNetSize = "M", image_channels: int = 3):
         super().__init__()
         if size not in UNET_SIZES:
-            raise ValueError(f"unknown UNet size {size!r}; choose S, M or L")
+            raise ValueError(f"unknown UNet size {size!r}; choose one of {', '.join(UNET_SIZES)}")
         try:
             from diffusers import UNet2DModel
         except ImportError:

@@ -103,8 +103,12 @@ class Training:
     """stop by the clock instead, with the learning rate scaled to it"""
     batch: int = 16
     """images per step"""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """adam, as published; or muon on kernels and adam on gains and biases (learns in a third of the images)"""
     learning_rate: float = 1.6e-3
     """peak learning rate of Adam"""
+    muon_learning_rate: float = 0.02
+    """peak learning rate of Muon"""
     beta2: float = 0.99
     """Adam's second-moment decay (the first is 0.9)"""
     decay: Literal["cosine", "reference"] = "cosine"
@@ -129,6 +133,8 @@ class Training:
     """steps between checkpoints"""
     sample_every: int = 2000
     """steps between sample grids"""
+    snapshots: int = 0
+    """also keep the averaged weights at 1/2, 1/4, ... of the steps, this often"""
     init_from: str | None = None
     """start from these trained weights (a shipped name or a .safetensors file)"""
     teacher: str | None = None

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from nca_lib.diff_nca import compile_step
 from nca_lib.experiment import Experiment, Training
+from nca_lib.optimizers import optimizers_of
 from nca_lib.tasks import Task, task_of
 from nca_lib.weights import load, save, write_atomically
 
@@ -51,12 +53,17 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
-def learning_rate(options: Training, step: int, progress: float) -> float:
-    """The learning rate at a step; `progress` in [0, 1] is the part of the training that is over."""
+def decay_factor(options: Training, step: int, progress: float) -> float:
+    """The part of its peak that a learning rate has at a step; `progress` in [0, 1]: how much is over."""
     if options.decay == "reference":
-        return options.learning_rate * 0.9999**step
+        return 0.9999**step
     warm = min(1.0, (step + 1) / options.warmup)
-    return options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def snapshot_steps(options: Training) -> list[int]:
+    """The steps after which snapshots are kept, ascending: ..., a quarter of all, half of all."""
+    return [options.steps >> halvings for halvings in range(options.snapshots, 0, -1)]
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
@@ -106,8 +113,9 @@ def train(
     if options.init_from:
         task.model.load_state_dict(load(options.init_from).state_dict())
     average = averaged(task.model, options.ema)
-    optimizer = torch.optim.Adam(task.model.parameters(), options.learning_rate, (0.9, options.beta2))
-    run = Run(experiment, folder, task, average, optimizer, device)
+    optimizers = optimizers_of(task.model, options)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    run = Run(experiment, folder, task, average, optimizers, device)
     if resume and run.checkpoint.is_file():
         run.restore()
     task.start(run.step)
@@ -115,15 +123,17 @@ def train(
         compile_step(task.model, device)
 
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.bf16 and computes_bf16(device))
+    snapshots = snapshot_steps(options)
     writer = SummaryWriter(str(folder))
     bar = tqdm(total=options.steps, initial=run.step, disable=not progress, unit="step", mininterval=5)
     clock = time.perf_counter() - run.seconds
     while run.progress() < 1:
-        rate = learning_rate(options, run.step, run.progress())
-        optimizer.param_groups[0]["lr"] = rate
+        factor = decay_factor(options, run.step, run.progress())
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * factor
         with autocast:
             loss = task.loss()
-        optimizer.zero_grad(set_to_none=True)
+        task.model.zero_grad(set_to_none=True)
         loss.backward()
         parameters = list(task.model.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -133,7 +143,8 @@ def train(
                 f"first non-finite tensor: {_nonfinite(task.model)}. The last checkpoint is kept in {folder}"
             )
         nn.utils.clip_grads_with_norm_(parameters, options.clip, norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         average.update_parameters(task.model)
         run.count(float(loss.detach()), time.perf_counter() - clock)
         bar.update()
@@ -142,12 +153,14 @@ def train(
                 f"loss {run.smooth_loss:.4f}, {run.images_per_second:.0f} images/s", refresh=False
             )
             writer.add_scalar("loss", run.smooth_loss, run.step)
-            writer.add_scalar("learning_rate", rate, run.step)
+            writer.add_scalar("learning_rate", options.learning_rate * factor, run.step)
             writer.add_scalar("images_per_second", run.images_per_second, run.step)
         if run.step % options.sample_every == 0:
             grid = make_grid(task.preview(average.module.eval()).clamp(0, 1), nrow=4)
             save_image(grid, folder / f"samples-{run.step:07d}.png")
             writer.add_image("samples", grid, run.step)
+        if run.step in snapshots:
+            run.save_model(f"model-{run.step:07d}")
         if run.step % options.save_every == 0:
             run.save()
     bar.close()
@@ -166,11 +179,11 @@ class Run:
         folder: Path,
         task: Task,
         average: AveragedModel,
-        optimizer: torch.optim.Optimizer,
+        optimizers: list[Optimizer],
         device: torch.device,
     ):
         self.experiment, self.folder, self.task = experiment, folder, task
-        self.average, self.optimizer, self.device = average, optimizer, device
+        self.average, self.optimizers, self.device = average, optimizers, device
         self.checkpoint = folder / "checkpoint.pt"
         self.step, self.seconds = 0, 0.0
         self.smooth_loss, self.held_out_loss, self.images_per_second = math.nan, math.nan, 0.0
@@ -192,17 +205,21 @@ class Run:
         self.smooth_loss = loss if not smooth else smooth * self.smooth_loss + (1 - smooth) * loss
         self.images_per_second = smooth * self.images_per_second + (1 - smooth) * rate
 
+    def save_model(self, name: str) -> None:
+        """Write the averaged weights with their record, atomically."""
+        self.held_out_loss = self.task.evaluate(self.average.module.eval())
+        save(self.average.module, self.folder / f"{name}.safetensors", self.record())
+
     def save(self) -> None:
         """Write the averaged weights with their record, and the checkpoint; each atomically."""
-        self.held_out_loss = self.task.evaluate(self.average.module.eval())
-        save(self.average.module, self.folder / "model.safetensors", self.record())
+        self.save_model("model")
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
             "smooth_loss": self.smooth_loss,
             "model": self.task.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "task": self.task.state(),
             "cpu_random": torch.get_rng_state(),
         }
@@ -217,7 +234,8 @@ class Run:
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.task.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.task.restore(state["task"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.smooth_loss = state["smooth_loss"]

@@ -20,7 +20,7 @@ from torch import nn
 from nca_lib import weights
 from nca_lib.experiment import Experiment, Training
 from nca_lib.tasks import DiffusionTask
-from nca_lib.training import TrainingError, averaged, learning_rate, train
+from nca_lib.training import TrainingError, averaged, decay_factor, train
 
 
 def diffusing(**training: Any) -> Experiment:
@@ -68,14 +68,14 @@ def assert_same_run(first: Path, second: Path) -> None:
     one, other = leaves(checkpoint(first)), leaves(checkpoint(second))
     one.pop("/seconds"), other.pop("/seconds")
     assert one.keys() == other.keys()
-    assert {path.split("/")[1] for path in one} >= {"model", "average", "optimizer", "cpu_random", "step"}
+    assert {path.split("/")[1] for path in one} >= {"model", "average", "optimizers", "cpu_random", "step"}
     for path, value in one.items():
         same = torch.equal(value, other[path]) if isinstance(value, torch.Tensor) else value == other[path]
         assert same, path
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
-RUNS = {"diffusion": diffusing(), **{name: growing(name) for name in ("grow", "persist", "regenerate")}}
+RUNS = {"diffusion": diffusing(), "muon": diffusing(optimizer="muon"), **{name: growing(name) for name in ("grow", "persist", "regenerate")}}
 
 
 @pytest.mark.parametrize("experiment", RUNS.values(), ids=RUNS)
@@ -208,16 +208,16 @@ def test_the_moving_average_warms_up_and_leaves_buffers_alone(decay: float) -> N
 
 
 def test_learning_rates_follow_their_closed_forms() -> None:
-    reference = Training(decay="reference", learning_rate=1e-3)
-    assert learning_rate(reference, 0, 0) == 1e-3
-    assert learning_rate(reference, 5000, 0.5) == pytest.approx(1e-3 * 0.9999**5000)
-    cosine = Training(decay="cosine", learning_rate=1e-3, warmup=10)
-    assert learning_rate(cosine, 0, 0) == pytest.approx(1e-4)
-    assert learning_rate(cosine, 9, 0) == pytest.approx(1e-3)
-    assert learning_rate(cosine, 100, 0.5) == pytest.approx(5e-4)
-    assert learning_rate(cosine, 100, 1 / 3) == pytest.approx(7.5e-4)
-    assert learning_rate(cosine, 100, 1.0) == pytest.approx(0, abs=1e-12)
-    assert learning_rate(cosine, 100, 1.2) == pytest.approx(0, abs=1e-12)
+    reference = Training(decay="reference")
+    assert decay_factor(reference, 0, 0) == 1
+    assert decay_factor(reference, 5000, 0.5) == pytest.approx(0.9999**5000)
+    cosine = Training(decay="cosine", warmup=10)
+    assert decay_factor(cosine, 0, 0) == pytest.approx(0.1)
+    assert decay_factor(cosine, 9, 0) == pytest.approx(1)
+    assert decay_factor(cosine, 100, 0.5) == pytest.approx(0.5)
+    assert decay_factor(cosine, 100, 1 / 3) == pytest.approx(0.75)
+    assert decay_factor(cosine, 100, 1.0) == pytest.approx(0, abs=1e-12)
+    assert decay_factor(cosine, 100, 1.2) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_run_leaves_its_files_and_returns_the_averaged_model(tmp_path: Path) -> None:
