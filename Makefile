@@ -13,7 +13,6 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 SETUP := .venv/.stamp
-LIBRARY := $(shell find nca_lib -type f -not -name '*.pyc')
 
 $(SETUP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: make PYTHON=python3.12"; exit 1; }
@@ -22,16 +21,9 @@ $(SETUP): requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --root-user-action=ignore --no-deps --editable .
 	@touch $@
 
-# Executed notebooks are remembered by their own text; when the library changes, they are forgotten.
-_build/.library: $(SETUP) $(LIBRARY)
-	@rm -rf _build/.jupyter_cache _build/.doctrees
-	@mkdir -p _build && touch $@
-
-# NCA_LIB_BOOK makes widgets draw pictures. A failed build forgets its pages: Sphinx warns only about
-# pages it reads, so the next run would otherwise pass.
-book: $(SETUP) _build/.library
-	@NCA_LIB_BOOK=1 \
-	  jupyter-book build . --warningiserror --keep-going --quiet || { rm -rf _build/.doctrees; exit 1; }
+# Warnings are errors here; otherwise it is the plain command (see book/_extensions/nca_execution.py).
+book: $(SETUP)
+	@jupyter-book build . --warningiserror --keep-going --quiet
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
 # The page tests open the built book, so it is built first.
