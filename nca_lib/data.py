@@ -9,6 +9,7 @@ else. Nothing here downloads anything.
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
@@ -76,7 +77,10 @@ def random_crop(image: Tensor, size: int, rng: np.random.Generator, orientations
     """
     _, height, width = image.shape
     top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
-    crop = image[:, top : top + size, left : left + size]
+    return _turned(image[:, top : top + size, left : left + size], rng, orientations)
+
+
+def _turned(crop: Tensor, rng: np.random.Generator, orientations: int) -> Tensor:
     turn = int(rng.integers(orientations))
     if orientations == 8:
         crop = torch.rot90(crop, turn // 2, dims=(1, 2))
@@ -93,29 +97,49 @@ class Tissue:
     """Random crops of a real photograph of stained tissue (512x512, ships with scikit-image).
 
     Immunohistochemistry of the human colon: nuclei in blue (haematoxylin), the protein FHL2 in brown (DAB).
-    The right quarter of the photograph is held out: no crop of the train split touches it.
+    Four of its sixteen blocks of 128x128 pixels are held out. They were chosen so that they hold as much
+    gland, stroma and lumen as the rest does, by the Frechet distance of `nca-features-1` between both parts'
+    crops: 2 for these, 18 for a quarter at the right. Training crops keep 8 pixels away from them.
 
     Args:
         size: height and width of the crops, pixels.
         downscale: reduce the photograph by this factor first (area average).
-        split: `"train"` (left three quarters) or `"test"` (right quarter).
+        split: `"train"` or `"test"` (crops within the held-out blocks).
+
+    Attributes:
+        photo: the whole photograph, (3, 512 / downscale, 512 / downscale) in [-1, 1].
+        allowed: where the split's crops may have their first pixel, (height - size + 1, width - size + 1).
 
     Raises:
-        DataError: the crop does not fit into the split.
+        DataError: no crop fits into the split.
     """
 
     channels = 3
+    held_out = ((0, 3), (1, 0), (2, 0), (3, 1))  # row and column of each block
+    guard = 8
 
     def __init__(self, size: int = 64, downscale: int = 1, split: Split = "train"):
         from skimage.data import immunohistochemistry
 
-        photo = F.avg_pool2d(to_float(immunohistochemistry()), downscale)
-        edge = photo.shape[2] * 3 // 4
-        self.photo = photo[:, :, :edge] if split == "train" else photo[:, :, edge:]
-        self.size = size
-        if size > min(self.photo.shape[1:]):
-            height, width = self.photo.shape[1:]
-            raise DataError(f"size is {size}, but the {split} part of the tissue is {width}x{height} pixels")
+        self.photo, self.size = F.avg_pool2d(to_float(immunohistochemistry()), downscale), size
+        if size <= self.photo.shape[1]:
+            self.allowed = self._allowed(math.ceil(self.guard / downscale), split)
+        if size > self.photo.shape[1] or not self.allowed.any():
+            raise DataError(
+                f"size is {size}, which does not fit into the {split} part of the tissue: its blocks are "
+                f"{self.photo.shape[1] // 4} pixels wide"
+            )
+        self.corners = self.allowed.nonzero().tolist()
+
+    def _allowed(self, guard: int, split: Split) -> Tensor:
+        blocks = torch.zeros(1, 4, 4)
+        blocks[0, [row for row, _ in self.held_out], [column for _, column in self.held_out]] = 1
+        held = F.interpolate(blocks[None], self.photo.shape[1:])[0]
+        if split == "test":
+            forbidden = 1 - held
+        else:
+            forbidden = F.max_pool2d(held, 2 * guard + 1, stride=1, padding=guard)
+        return F.max_pool2d(forbidden, self.size, stride=1)[0] == 0
 
     def __len__(self) -> int:
         """1,024 crops count as one pass."""
@@ -123,11 +147,12 @@ class Tissue:
 
     def image(self, index: int, rng: np.random.Generator) -> Tensor:
         """A random crop in one of the eight orientations; `index` plays no part."""
-        return random_crop(self.photo, self.size, rng)
+        top, left = self.corners[rng.integers(len(self.corners))]
+        return _turned(self.photo[:, top : top + self.size, left : left + self.size], rng, 8)
 
     def fingerprint(self) -> str:
-        """Hash of the pixels."""
-        return _hash(self.photo)
+        """Hash of the pixels and of where crops are taken."""
+        return _hash(torch.cat([self.photo.flatten(), self.allowed.flatten()]))
 
 
 class Digits:

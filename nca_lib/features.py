@@ -23,7 +23,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from nca_lib.data import Digits, Split, Tissue, random_crop, to_float
+from nca_lib.data import Digits, Split, random_crop, to_float
 from nca_lib.faces import (
     BEARDS,
     EYE_COLOURS,
@@ -257,7 +257,7 @@ class _Lessons:
         self.labels = torch.tensor(
             [[values.index(getattr(p, name)) for name, values in _ATTRIBUTES.items()] for p in portraits]
         )
-        self.textures = [Tissue(split=split).photo, *(_photo(name, split) for name in _PHOTOS)]
+        self.textures = [_photo(name, split) for name in ("immunohistochemistry", *_PHOTOS)]
         self.digits = Digits(32, split)
 
     def outputs(self) -> dict[str, int]:
