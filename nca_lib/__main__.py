@@ -81,6 +81,7 @@ def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         sampler=arguments.sampler,
         steps=arguments.steps,
         seed=arguments.seed,
+        bf16=arguments.bf16,
         folder=arguments.folder,
         device=arguments.device,
         progress=True,
@@ -308,6 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default ddim")
     evaluate.add_argument("--steps", type=_positive, default=50, help="denoiser calls (default 50)")
     evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--bf16", action="store_true", help="draw in mixed precision, as run does")
     evaluate.add_argument("--folder", help="keep what is measured here, and go on from it")
     evaluate.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     evaluate.set_defaults(run=_evaluate)

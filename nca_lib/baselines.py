@@ -21,8 +21,8 @@ from nca_lib.noise import CounterNoise, Purpose
 
 UNetSize = Literal["71k", "145k", "281k", "587k", "S", "M", "L"]
 
-# Channels at each resolution and ResNet blocks per resolution. M is as large as the paper's "3.94m"; those with
-# a number have as many parameters, once and four times those of the automata that they are compared with.
+# Channels at each resolution and ResNet blocks per resolution. M is as large as the paper's "3.94m"; those
+# called by their parameters have once and four times those of the automata that they are compared with.
 UNET_SIZES: dict[UNetSize, tuple[tuple[int, ...], int]] = {
     "71k": ((8, 16, 16), 1),
     "145k": ((16, 16, 24), 1),

@@ -287,6 +287,7 @@ def evaluate_model(
     steps: int = 50,
     seed: int = 0,
     batch: int = 64,
+    bf16: bool = False,
     folder: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = False,
@@ -303,6 +304,7 @@ def evaluate_model(
         steps: denoiser calls per image.
         seed: also of the generated images.
         batch: images at a time; image i is the same whatever the batch.
+        bf16: draw the images in mixed precision; they are measured in float32 either way.
         folder: where the state and the result are kept.
         device: by default the best that is there.
         progress: show a progress bar.
@@ -319,7 +321,7 @@ def evaluate_model(
     if kind in ("faces", "digits"):
         judge = (FaceJudge if kind == "faces" else DigitJudge)(train.size)
     return evaluate(
-        generator(model, train, sampler, steps, seed),
+        generator(model, train, sampler, steps, seed, bf16),
         train,
         test,
         protocol=protocol,
@@ -329,40 +331,54 @@ def evaluate_model(
         seed=seed,
         batch=batch,
         folder=folder,
-        recipe=_model_recipe(model, experiment, sampler, steps),
+        recipe=_model_recipe(model, experiment, sampler, steps, bf16),
         progress=progress,
     )
 
 
 def generator(
-    model: nn.Module, like: Images, sampler: str, steps: int, seed: int
+    model: nn.Module,
+    like: Images,
+    sampler: str = "ddim",
+    steps: int = 50,
+    seed: int = 0,
+    bf16: bool = False,
 ) -> Callable[[int, int], Tensor]:
     """`generate(first, count)` for a model, images of the size and channels of the data set `like`.
+
+    With `bf16` matrix products are done in that precision; the images are float32.
 
     Raises:
         EvaluationError: an unknown sampler, or a model that draws no images.
     """
     if sampler not in SAMPLERS:
         raise EvaluationError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    size = (like.size, like.size)
-    if isinstance(model, VNCA):
-        return lambda first, count: model.sample(size, count=count, seed=seed, first_sample=first)
-    if isinstance(model, Denoiser):
-        return lambda first, count: sample(
-            model,
-            model.schedule,
-            size,
-            count=count,
-            channels=like.channels,
-            sampler=SAMPLERS[sampler],
-            steps=steps,
-            seed=seed,
-            first_sample=first,
-        )
-    raise EvaluationError(f"a {type(model).__name__} draws no images; evaluate a Denoiser or a VNCA")
+    if not isinstance(model, VNCA | Denoiser):
+        raise EvaluationError(f"a {type(model).__name__} draws no images; evaluate a Denoiser or a VNCA")
+    size, device = (like.size, like.size), next(model.parameters()).device
+
+    def generate(first: int, count: int) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            if isinstance(model, VNCA):
+                return model.sample(size, count=count, seed=seed, first_sample=first).float()
+            return sample(
+                model,
+                model.schedule,
+                size,
+                count=count,
+                channels=like.channels,
+                sampler=SAMPLERS[sampler],
+                steps=steps,
+                seed=seed,
+                first_sample=first,
+            )
+
+    return generate
 
 
-def _model_recipe(model: nn.Module, experiment: Experiment, sampler: str, steps: int) -> dict[str, Any]:
+def _model_recipe(
+    model: nn.Module, experiment: Experiment, sampler: str, steps: int, bf16: bool
+) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
@@ -374,4 +390,5 @@ def _model_recipe(model: nn.Module, experiment: Experiment, sampler: str, steps:
         "model_sha256": digest.hexdigest(),
         "sampler": "prior" if prior else sampler,
         "steps": None if prior else steps,
+        "precision": "bf16" if bf16 else "float32",
     }

@@ -104,7 +104,7 @@ class Training:
     batch: int = 16
     """images per step"""
     optimizer: Literal["adam", "muon"] = "adam"
-    """adam, as published; or muon on kernels and adam on gains and biases (learns in a third of the images)"""
+    """adam, as published; or muon on kernels and adam on the rest, which learns from fewer images"""
     learning_rate: float = 1.6e-3
     """peak learning rate of Adam"""
     muon_learning_rate: float = 0.02

@@ -1,15 +1,17 @@
 """A matrix of experiments: train, evaluate, and keep one row for each (chapter 5).
 
     name = "faces"
-    [evaluation]                       # arguments of `evaluation.evaluate_model`
+    seeds = 3                          # train each entry with seeds 0, 1, 2; by default once, as it says
+    [evaluation]                       # arguments of `evaluation.evaluate_model`; without it there is none
     protocol = "quick"
     [[entry]]
     experiment = "faces-fourier"       # a shipped experiment, or a .toml file
     name = "faces-fourier-quadrant"    # by default the experiment's own
     overrides = { "model.window" = "quadrant" }
 
-Rows are appended to a table of JSON lines; an entry whose row is there is not run again. What was interrupted
-goes on from its checkpoint.
+Rows are appended to a table of JSON lines, one for each entry and each snapshot of its training. A row that
+is there, of the same experiment and evaluation, is not made again. What was interrupted goes on from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,9 +35,7 @@ from nca_lib.baselines import VNCA
 from nca_lib.diff_nca import DiffNCA, compile_step
 from nca_lib.evaluation import evaluate_model, generator
 from nca_lib.experiment import Experiment, ExperimentError, matrices
-from nca_lib.training import computes_bf16, train
-
-_SAMPLING: dict[str, Any] = {"sampler": "ddim", "steps": 50, "seed": 0}  # the defaults of evaluate_model
+from nca_lib.training import computes_bf16, snapshot_steps, train
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,11 @@ def read(source: str | Path, minutes: float | None = None) -> Matrix:
         mapping = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ExperimentError(f"{path}: not valid TOML: {error}") from error
-    unknown = set(mapping) - {"name", "evaluation", "entry"}
+    unknown = set(mapping) - {"name", "seeds", "evaluation", "entry"}
     if unknown or not mapping.get("entry") or "name" not in mapping:
-        raise ExperimentError(f"{path}: a matrix has a name, [evaluation], and [[entry]] tables")
-    entries = tuple(_entry(path, entry, minutes) for entry in mapping["entry"])
+        raise ExperimentError(f"{path}: a matrix has a name, seeds, [evaluation], and [[entry]] tables")
+    read = [_entry(path, entry, minutes) for entry in mapping["entry"]]
+    entries = tuple(entry for one in read for entry in _seeded(one, mapping.get("seeds")))
     repeated = {entry.name for entry in entries if [e.name for e in entries].count(entry.name) > 1}
     if repeated:
         raise ExperimentError(f"{path}: more than one entry is named {', '.join(sorted(repeated))}")
@@ -89,6 +90,14 @@ def _entry(path: Path, entry: Mapping[str, Any], minutes: float | None) -> Exper
     return Experiment.read(entry["experiment"], overrides)
 
 
+def _seeded(entry: Experiment, seeds: int | None) -> list[Experiment]:
+    if seeds is None:
+        return [entry]
+    names = [entry.name if seed == 0 else f"{entry.name}-seed-{seed}" for seed in range(seeds)]
+    training = [replace(entry.training, seed=seed) for seed in range(seeds)]
+    return [replace(entry, name=n, training=t) for n, t in zip(names, training, strict=True)]
+
+
 def run(
     matrix: Matrix,
     folder: str | Path,
@@ -98,7 +107,7 @@ def run(
     device: str | torch.device | None = None,
     progress: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """Train and evaluate every entry that has no row in the table yet; return all rows of this matrix.
+    """Train every entry and make its rows that are not in the table yet; return all rows of this matrix.
 
     Args:
         matrix: what to run.
@@ -116,40 +125,55 @@ def run(
         raise ExperimentError(f"{', '.join(sorted(unknown))}: no such entry in matrix {matrix.name}")
     table = Path(table)
     table.parent.mkdir(parents=True, exist_ok=True)
-    done = {json.dumps(row["experiment"], sort_keys=True) for row in rows(table)}
+    done = {_identity(row) for row in rows(table)}
     for entry in matrix.entries:
         if only and entry.name not in only:
             continue
-        if json.dumps(entry.to_dict(), sort_keys=True) in done:
+        stages = [f"model-{step:07d}" for step in snapshot_steps(entry.training)] + ["model"]
+        settings = {"evaluation": dict(matrix.evaluation), "experiment": entry.to_dict()}
+        wanted: list[dict[str, Any]] = [
+            {"name": entry.name, "matrix": matrix.name, "weights": stage, **settings} for stage in stages
+        ]
+        missing = [row for row in wanted if _identity(row) not in done]
+        if not missing:
             progress(f"{entry.name}: done before")
             continue
         progress(f"{entry.name}: training")
         place = Path(folder) / entry.name
-        model = train(entry, place, resume=True, device=device)
-        progress(f"{entry.name}: evaluating")
-        row = _row(matrix, entry, place, model)
-        with table.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        used = next(train(entry, place, resume=True, device=device).parameters()).device
+        for row in missing:
+            progress(f"{entry.name}: evaluating {row['weights']}")
+            measured = _measured(matrix, entry, place, row["weights"], used)
+            with table.open("a") as file:
+                file.write(json.dumps(row | measured) + "\n")
     return [row for row in rows(table) if row["matrix"] == matrix.name]
 
 
-def _row(matrix: Matrix, entry: Experiment, place: Path, model: nn.Module) -> dict[str, Any]:
-    data, device = entry.build_data("test"), next(model.parameters()).device
-    row = {
-        "name": entry.name,
-        "matrix": matrix.name,
-        **weights.record(place / "model.safetensors"),
+def _identity(row: Mapping[str, Any]) -> str:
+    kept = ("matrix", "weights", "evaluation", "experiment")
+    return json.dumps({key: row[key] for key in kept}, sort_keys=True)
+
+
+def _measured(
+    matrix: Matrix, entry: Experiment, place: Path, stage: str, device: torch.device
+) -> dict[str, Any]:
+    """What a row holds of one snapshot: its record, its operations, and its evaluation if there is one."""
+    model, data = weights.load(place / f"{stage}.safetensors", device), entry.build_data("test")
+    measured = {
+        **weights.record(place / f"{stage}.safetensors"),
         "operations": operations(model, data.channels, data.size),
     }
+    if not matrix.evaluation:
+        return measured
     if entry.training.compile:
         compile_step(model, device)
-    bf16 = entry.training.bf16 and computes_bf16(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        sampling = {key: matrix.evaluation.get(key, value) for key, value in _SAMPLING.items()}
+    options = {"bf16": entry.training.bf16 and computes_bf16(device), **matrix.evaluation}
+    if stage == "model":
+        sampling = {key: options[key] for key in ("sampler", "steps", "seed", "bf16") if key in options}
         images = generator(model, data, **sampling)(0, 32)
-        row |= evaluate_model(model, entry, folder=place / "evaluation", device=device, **matrix.evaluation)
-    save_image(make_grid(images.cpu().float() / 2 + 0.5, nrow=8, padding=1), place / "samples.png")
-    return row
+        save_image(make_grid(images.cpu().float() / 2 + 0.5, nrow=8, padding=1), place / "samples.png")
+    folder = place / "evaluation" / stage
+    return measured | evaluate_model(model, entry, folder=folder, device=device, **options)
 
 
 def operations(model: nn.Module, channels: int, size: int) -> float:

@@ -15,9 +15,9 @@ from nca_lib.experiment import Training
 class KernelMuon(torch.optim.Muon):
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for kernels of convolutions.
 
-    torch's Muon with momentum 0.95 (Nesterov), five Newton-Schulz steps, steps scaled by sqrt(max(1, out / in)),
-    and no weight decay. It takes matrices only, so each kernel (out, in, ...) is stepped through a view of it as
-    (out, in * ...), which shares its memory.
+    torch's Muon with momentum 0.95 (Nesterov), five Newton-Schulz steps, steps scaled by
+    sqrt(max(1, out / in)), and no weight decay. It takes matrices only, so each kernel (out, in, ...) is
+    stepped through a view of it as (out, in * ...), which shares its memory.
 
     Args:
         kernels: parameters of two or more dimensions, contiguous.
@@ -37,7 +37,7 @@ class KernelMuon(torch.optim.Muon):
 
 
 def is_kernel(parameter: nn.Parameter) -> bool:
-    """Whether a parameter mixes several inputs: biases and the gains of a weight norm, one a filter, do not."""
+    """Whether a parameter mixes several inputs: biases and gains of a weight norm, one a filter, do not."""
     return parameter.ndim > 1 and parameter[0].numel() > 1
 
 

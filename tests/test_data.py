@@ -111,9 +111,9 @@ def test_crops_reach_every_corner() -> None:
 
 
 def test_a_crop_larger_than_the_tissue_is_refused() -> None:
-    with pytest.raises(DataError, match="size is 257.*test part.*blocks are 128 pixels wide"):
+    with pytest.raises(DataError, match=r"size is 257.*test part.*blocks are 128 pixels wide"):
         Tissue(size=257, split="test")
-    with pytest.raises(DataError, match="size is 200.*train part.*blocks are 64 pixels wide"):
+    with pytest.raises(DataError, match=r"size is 200.*train part.*blocks are 64 pixels wide"):
         Tissue(size=200, downscale=2)
 
 

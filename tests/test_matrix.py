@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from nca_lib import experiment as experiments
 from nca_lib import matrix, weights
@@ -19,6 +20,7 @@ from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.experiment import Experiment, ExperimentError
 from nca_lib.fourier import FourierDiffNCA
+from nca_lib.metrics import Measure
 from nca_lib.samplers import sample
 from nca_lib.training import train
 
@@ -192,7 +194,7 @@ def test_a_matrix_survives_interruption_and_runs_nothing_twice(
     assert [row["name"] for row in matrix.rows(table)] == ["first"]
     found = matrix.run(small, tmp_path / "runs", table, device="cpu", progress=said.append)
     assert [row["name"] for row in found] == ["first", "second"]
-    assert said[-3:] == ["first: done before", "second: training", "second: evaluating"]
+    assert said[-3:] == ["first: done before", "second: training", "second: evaluating model"]
     for row in found:
         assert json.loads(json.dumps(row)) == row
         assert row["matrix"] == "small"
@@ -203,6 +205,77 @@ def test_a_matrix_survives_interruption_and_runs_nothing_twice(
     before = table.read_bytes()
     matrix.run(small, tmp_path / "runs", table, device="cpu", progress=said.append)
     assert table.read_bytes() == before
+
+
+def small_matrix(tmp_path: Path, text: str) -> matrix.Matrix:
+    path = tmp_path / "small.toml"
+    path.write_text(text)
+    return matrix.read(path)
+
+
+def first_only(text: str) -> str:
+    return text[: text.rindex("[[entry]]")]
+
+
+def test_seeds_train_each_entry_anew(tmp_path: Path) -> None:
+    entries = small_matrix(tmp_path, "seeds = 2\n" + SMALL).entries
+    assert [e.name for e in entries] == ["first", "first-seed-1", "second", "second-seed-1"]
+    assert [e.training.seed for e in entries] == [0, 1, 0, 1]
+    assert entries[0].model == entries[1].model
+    assert small_matrix(tmp_path, SMALL).entries[0] == entries[0]
+
+
+def test_snapshots_have_rows_of_their_own(tmp_path: Path) -> None:
+    text = first_only(SMALL).replace('"training.steps" = 2', '"training.steps" = 8\n"training.snapshots" = 2')
+    small = small_matrix(tmp_path, text)
+    found = matrix.run(small, tmp_path / "runs", tmp_path / "t.jsonl", device="cpu", progress=lambda _: None)
+    assert [(row["weights"], row["steps"]) for row in found] == [
+        ("model-0000002", 2),
+        ("model-0000004", 4),
+        ("model", 8),
+    ]
+    hashes = {row["recipe"]["model_sha256"] for row in found}
+    assert len(hashes) == 3
+
+
+def test_another_evaluation_makes_other_rows_and_none_leaves_the_record(tmp_path: Path) -> None:
+    table, places = tmp_path / "t.jsonl", (tmp_path / "runs", tmp_path / "t.jsonl")
+    for text in (SMALL, SMALL.replace("count = 150", "count = 151")):
+        matrix.run(small_matrix(tmp_path, first_only(text)), *places, device="cpu", progress=lambda _: None)
+    assert [row["recipe"]["counts"]["generated"] for row in matrix.rows(table)] == [150, 151]
+    bare = first_only(SMALL).replace('[evaluation]\nprotocol = "quick"\ncount = 150\nsteps = 2\n', "")
+    matrix.run(small_matrix(tmp_path, bare), *places, device="cpu", progress=lambda _: None)
+    row = matrix.rows(table)[-1]
+    assert "metrics" not in row
+    assert row["held_out_loss"] > 0
+
+
+def test_images_are_drawn_in_mixed_precision_and_measured_in_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features and judges in bf16 turn verdicts: 7 of 256 faces' did."""
+    drawn, measured = set(), set()
+    forward = Denoiser.forward
+
+    def watched(self: Denoiser, *arguments: Tensor) -> Tensor:
+        drawn.add(torch.is_autocast_enabled("cpu"))
+        return forward(self, *arguments)
+
+    def seen(self: Measure, images: Tensor) -> dict[str, Tensor]:
+        measured.add((torch.is_autocast_enabled("cpu"), images.dtype))
+        return measure(self, images)
+
+    measure = Measure.__call__
+    monkeypatch.setattr(Denoiser, "forward", watched)
+    monkeypatch.setattr(Measure, "__call__", seen)
+    monkeypatch.setattr(matrix, "computes_bf16", lambda device: True)
+    small = small_matrix(tmp_path, first_only(SMALL))
+    train(small.entries[0], tmp_path / "runs" / "first", progress=False, device="cpu")
+    drawn.clear()
+    (row,) = matrix.run(small, tmp_path / "runs", tmp_path / "t.jsonl", device="cpu", progress=lambda _: None)
+    assert True in drawn
+    assert measured == {(False, torch.float32)}
+    assert row["recipe"]["precision"] == "bf16"
 
 
 def test_operations_are_those_of_the_matrix_products() -> None:

@@ -75,7 +75,11 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
 
 
-RUNS = {"diffusion": diffusing(), "muon": diffusing(optimizer="muon"), **{name: growing(name) for name in ("grow", "persist", "regenerate")}}
+RUNS = {
+    "diffusion": diffusing(),
+    "muon": diffusing(optimizer="muon"),
+    **{name: growing(name) for name in ("grow", "persist", "regenerate")},
+}
 
 
 @pytest.mark.parametrize("experiment", RUNS.values(), ids=RUNS)
