@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         print(
             f"{row['name']:28} {row['parameters']:10,} parameters, {row['images_seen']:9,} images: {numbers}"
         )
-    print(f"{arguments.table}: {len(rows)} of {len(chosen.entries)} rows of {chosen.name}")
+    print(f"{arguments.table}: {len(rows)} rows of {chosen.name}")
 
 
 def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:

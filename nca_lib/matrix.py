@@ -151,7 +151,7 @@ def run(
 
 def _identity(row: Mapping[str, Any]) -> str:
     kept = ("matrix", "weights", "evaluation", "experiment")
-    return json.dumps({key: row[key] for key in kept}, sort_keys=True)
+    return json.dumps({key: row.get(key) for key in kept}, sort_keys=True)
 
 
 def _measured(

@@ -131,7 +131,7 @@ def test_run_trains_evaluates_and_tells_the_numbers(
     said = capsys.readouterr().out
     row = json.loads(Path("runs/results.jsonl").read_text())
     assert f"frechet_distance {row['metrics']['frechet_distance']:.4g}" in said
-    assert "runs/results.jsonl: 1 of 1 rows of one" in said
+    assert "runs/results.jsonl: 1 rows of one" in said
     assert main(["run", "one.toml", "--only", "two"]) == 2
     assert "two: no such entry" in capsys.readouterr().err
 
