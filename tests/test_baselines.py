@@ -71,6 +71,13 @@ def test_a_unet_is_told_the_time_and_answers_each_image_by_itself(height: int, w
 
 
 @torch.no_grad()
+def test_a_unet_counts_the_time_from_0_to_1000() -> None:
+    network, noisy = unet(), torch.randn(2, 3, 16, 16)
+    expected = network.net(noisy, torch.tensor([125, 750])).sample
+    torch.testing.assert_close(network(noisy, torch.tensor([0.125, 0.75])), expected)
+
+
+@torch.no_grad()
 def test_a_unet_sees_the_whole_image() -> None:
     network = unet().double()
     noisy = torch.randn(1, 3, 32, 32, dtype=torch.float64)

@@ -38,6 +38,12 @@ def test_the_cosine_schedule_follows_its_formula_where_betas_are_not_clipped() -
         assert float(alpha_bar[t]) == pytest.approx(f((t + 1) / 300) / f(0), rel=1e-9)
 
 
+def test_the_linear_schedule_adds_the_variances_of_ho_et_al() -> None:
+    betas = noise_schedule("linear", 100).betas
+    assert (float(betas[0]), float(betas[-1])) == (1e-4, 0.02)
+    torch.testing.assert_close(betas.diff(), torch.full((99,), 0.0199 / 99, dtype=torch.float64))
+
+
 def test_the_sigmoid_schedule_is_symmetric() -> None:
     alpha_bar = noise_schedule("sigmoid", 300).alpha_bar
     # The curve at s and at 1 - s adds up to one; index t stands for s = (t + 1)/T.
@@ -143,6 +149,15 @@ def test_a_denoiser_predicts_the_same_noise_whatever_its_network_predicts(target
     torch.testing.assert_close(denoiser(noisy, schedule.time(t)), noise)
     assert float(denoiser.loss(clean, t, noise)) == pytest.approx(0, abs=1e-6)
     assert torch.equal(network.time, t / 300)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_student_is_compared_with_its_teachers_network(target: str) -> None:
+    clean, noise, t = example()
+    schedule, answer = noise_schedule(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    teacher, student = (Denoiser(Oracle(x), schedule, target) for x in (answer, answer + 0.5))
+    assert float(student.loss(clean, t, noise, teacher)) == pytest.approx(0.25 + 0.5, rel=1e-6)
+    assert torch.equal(teacher.network.time, t / 300)
 
 
 def test_the_loss_is_squared_plus_absolute_error() -> None:

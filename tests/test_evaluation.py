@@ -25,6 +25,7 @@ from nca_lib.evaluation import (
     distinct,
     evaluate,
     evaluate_model,
+    generator,
 )
 from nca_lib.experiment import Experiment
 from nca_lib.features import Extractor, blurred, noisy, to_pixels
@@ -38,6 +39,7 @@ from nca_lib.metrics import (
     log_spectra,
     through_jpeg,
 )
+from nca_lib.samplers import SAMPLERS, sample
 
 
 class Quadrants(Extractor):
@@ -178,6 +180,11 @@ def test_a_wave_has_its_power_at_its_own_radius() -> None:
     # Parseval: the mean power 1/2 of 1,024 pixels, spread over the ring.
     assert spectrum[4] == pytest.approx(10 * math.log10(512 / ring), abs=1e-3)
     assert (spectrum[torch.arange(16) != 4] < -40).all()
+
+
+def test_the_darkest_spectrum_is_that_of_rounding_to_eight_bits() -> None:
+    floor = 10 * math.log10((2 / 255) ** 2 / 12)  # the variance of what is rounded off, levels 2/255 apart
+    assert log_spectra(torch.full((1, 3, 16, 16), 0.3))[0].tolist() == pytest.approx([floor] * 8, abs=1e-3)
 
 
 def test_spectrum_distance_of_scaled_images_is_the_gain() -> None:
@@ -392,6 +399,18 @@ def test_a_model_is_evaluated_on_its_own_data() -> None:
         evaluate_model(other, experiment, count=110, steps=2, device="cpu")["recipe"]["model_sha256"]
         != (recipe["model_sha256"])
     )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_images_are_drawn_by_the_sampler_asked_for(name: str) -> None:
+    torch.manual_seed(0)
+    model, options = tiny("diff-nca").build_model(), {"steps": 4, "seed": 7, "first_sample": 2}
+    drawn = generator(model, Digits(8), name, 4, 7)(2, 3)
+    images = {
+        other: sample(model, model.schedule, (8, 8), count=3, channels=1, sampler=sampler, **options)
+        for other, sampler in SAMPLERS.items()
+    }
+    assert [other for other, image in images.items() if torch.equal(image, drawn)] == [name]
 
 
 def test_what_draws_no_images_is_refused() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy import stats
 
+from nca_lib import noise
 from nca_lib.automaton import GrowingNCA
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.noise import (
@@ -34,6 +37,42 @@ def test_philox_gives_the_known_answers_of_random123(counter: str, key: str, exp
     words = tuple(torch.tensor(int(word, 16)) for word in counter.split())
     k0, k1 = (int(word, 16) for word in key.split())
     assert " ".join(f"{int(word):08x}" for word in philox(words, (k0, k1))) == expected
+
+
+def words_at(seed: int, sample: int, purpose: int, step: int, block: int, y: int, x: int) -> list[int]:
+    """Philox's answer to an address as the counter is laid out: x, y, step, purpose and block."""
+    counter = tuple(torch.tensor(word) for word in (x, y, step, purpose << 24 | block))
+    return [int(word) for word in philox(counter, (seed, sample))]
+
+
+def test_every_address_has_its_own_place_in_the_counter() -> None:
+    source, like = CounterNoise(11, first_sample=3, origin=(20, 50)), torch.empty(2, 6, 8, 9)
+    words = words_at(11, 4, purpose=2, step=300, block=1, y=25, x=57)  # row 1, cell (5, 7)
+    assert [f"{word:08x}" for word in words] == ["7665cc15", "682d1071", "44fd5c03", "997f7d1c"]
+    for k, word in enumerate(words):  # substeps 4 to 7
+        mask = source.uniform(like, Purpose.FIRING, 300, 4 + k)
+        assert float(mask[1, 0, 5, 7]) == (word >> 8) / 2**24
+
+    drawn = source.normal(like.double(), Purpose.SAMPLER, 300)[1, :, 5, 7]
+    expected = []
+    for block in (0, 1):
+        words = words_at(11, 4, purpose=1, step=300, block=block, y=25, x=57)
+        for radius, angle in (words[:2], words[2:]):  # Box & Muller (1958)
+            length = math.sqrt(-2 * math.log((radius + 0.5) / 2**32))
+            turn = 2 * math.pi * (angle + 0.5) / 2**32
+            expected += [length * math.cos(turn), length * math.sin(turn)]
+    assert drawn.tolist() == pytest.approx(expected[:6], abs=1e-6)
+
+
+@pytest.mark.parametrize(("word", "radius"), [(0, math.sqrt(66 * math.log(2))), (2**32 - 1, 2**0.5 * 2**-12)])
+def test_the_largest_and_the_smallest_normal_numbers(
+    monkeypatch: pytest.MonkeyPatch, word: int, radius: float
+) -> None:
+    # The angle is almost 0; u is 2^-33 at least, and at most the float32 before 1.
+    words = tuple(torch.full((1, 1, 1, 1), w) for w in (word, 0, word, 0))
+    monkeypatch.setattr(noise, "philox", lambda counter, key: words)
+    drawn = CounterNoise(0).normal(torch.empty(1, 4, 1, 1), Purpose.START, 0).flatten()
+    assert drawn[::2].tolist() == pytest.approx([radius] * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["normal", "uniform"])

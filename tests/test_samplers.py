@@ -82,6 +82,13 @@ def test_timesteps_even_in_log_snr_are_even_in_log_snr() -> None:
     torch.testing.assert_close(strides, strides.mean().expand(10), atol=0, rtol=3e-3)
 
 
+def test_timesteps_even_in_log_snr_leave_out_both_ends() -> None:
+    # Of 300 timesteps, T/4n at the noisy end and T/2n at the clean one.
+    for steps, second, last in ((5, 284, 30), (10, 292, 15), (50, 298, 3)):
+        visited = log_snr_array(noise_schedule("cosine", 300), steps)
+        assert (visited[1], visited[-2]) == (second, last)
+
+
 @pytest.mark.parametrize("steps", [0, -1, 301])
 def test_impossible_step_counts_are_refused(steps: int) -> None:
     with pytest.raises(ValueError, match=f"steps is {steps}.*1 to 300"):

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from nca_lib import weights
+from nca_lib import training, weights
+from nca_lib.diff_nca import Pointwise
 from nca_lib.experiment import Experiment, Training
 from nca_lib.tasks import DiffusionTask
 from nca_lib.training import TrainingError, averaged, decay_factor, train
@@ -222,6 +223,49 @@ def test_learning_rates_follow_their_closed_forms() -> None:
     assert decay_factor(cosine, 100, 1 / 3) == pytest.approx(0.75)
     assert decay_factor(cosine, 100, 1.0) == pytest.approx(0, abs=1e-12)
     assert decay_factor(cosine, 100, 1.2) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("clip", "beta2"), [(0.01, 0.99), (0.02, 0.9)])
+def test_adam_is_given_clipped_gradients_and_the_decay_asked_for(
+    tmp_path: Path, clip: float, beta2: float
+) -> None:
+    train(diffusing(steps=1, clip=clip, beta2=beta2), tmp_path, device="cpu", progress=False)
+    moments = checkpoint(tmp_path)["optimizer"]["state"].values()
+    gradients = [moment["exp_avg"] / 0.1 for moment in moments]  # after one step the mean is (1 - 0.9) g
+    assert float(nn.utils.get_total_norm(gradients)) == pytest.approx(clip, rel=1e-3)
+    for gradient, moment in zip(gradients, moments, strict=True):
+        torch.testing.assert_close(moment["exp_avg_sq"], (1 - beta2) * gradient**2, atol=0, rtol=1e-4)
+
+
+def test_gradients_below_the_norm_are_not_clipped(tmp_path: Path) -> None:
+    norms = []
+    for clip in (1e3, 1e6):
+        train(diffusing(steps=1, clip=clip), tmp_path / str(clip), device="cpu", progress=False)
+        moments = checkpoint(tmp_path / str(clip))["optimizer"]["state"].values()
+        norms.append(float(nn.utils.get_total_norm([moment["exp_avg"] / 0.1 for moment in moments])))
+    assert norms[0] == norms[1] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("asked", "able", "dtype"),
+    [(True, True, torch.bfloat16), (True, False, torch.float32), (False, True, torch.float32)],
+)
+def test_layers_compute_in_bf16_where_it_is_asked_for_and_native(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool, able: bool, dtype: torch.dtype
+) -> None:
+    forward, seen = Pointwise.forward, set()
+
+    def watched(layer: Pointwise, x: torch.Tensor) -> torch.Tensor:
+        output = forward(layer, x)
+        if torch.is_grad_enabled():  # in training, not in the evaluation that follows
+            seen.add(output.dtype)
+        return output
+
+    monkeypatch.setattr(Pointwise, "forward", watched)
+    monkeypatch.setattr(training, "computes_bf16", lambda device: able)
+    model = train(diffusing(steps=1, bf16=asked), tmp_path, device="cpu", progress=False)
+    assert seen == {dtype}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_a_run_leaves_its_files_and_returns_the_averaged_model(tmp_path: Path) -> None:
