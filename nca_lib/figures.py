@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from nca_lib.copying import Neighbours
+
 INK = "#7a7a7a"  # reads equally well on white and on near-black: figures have no ground of their own
 STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
@@ -70,6 +72,13 @@ def show_images(
             axis.set_title(titles[index], fontsize=9)
     figure.tight_layout(pad=0.3)
     return figure
+
+
+def show_neighbours(images: Tensor, found: Neighbours, *, inches: float = 1.2) -> Figure:
+    """Draw images (N, C, H, W), below each its nearest training image, titled with distance and ratio."""
+    numbers = zip(found.distance.tolist(), found.ratio.tolist(), strict=True)
+    titles = [""] * len(images) + [f"{distance:.2f} / {ratio:.2f}" for distance, ratio in numbers]
+    return show_images([*images, *found.images], titles, columns=len(images), inches=inches)
 
 
 def show_curve(values: Sequence[float], label: str = "loss", axis: Axes | None = None) -> Axes:

@@ -1,10 +1,13 @@
-"""What the benchmarks compare with computes the same as the library."""
+"""What the benchmarks compare with computes the same as the library; their controls are told apart."""
 
 import literal  # from benchmarks/
+import numpy as np
+import originality
 import pytest
 import torch
 
 from nca_lib.diff_nca import DiffNCA
+from nca_lib.faces import Faces
 from nca_lib.fourier import FourierDiffNCA
 
 
@@ -20,3 +23,33 @@ def test_the_literal_computation_equals_the_librarys(kind: type[DiffNCA], positi
         torch.testing.assert_close(model(noisy, time), expected, rtol=1e-4, atol=1e-5)
         model.fast = False
         torch.testing.assert_close(model(noisy, time), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_originality_tells_copies_of_tissue_from_held_out_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(originality, "PATCHES", (16,))
+    parts = originality.TissueParts()
+    rows = {row["images"]: row for row in originality.tissue_copying(parts, parts.crops(4), 4)}
+    for copies in ("samples", "copies", "copies, noised", "copies, blurred"):
+        assert rows[copies]["ratio"]["nearer"] > 0.95
+        assert (rows[copies]["count"], rows[copies]["patches"]) == (4, 16)
+    assert rows["held-out, blurred"]["ratio"]["nearer"] < 0.75
+    assert rows["held-out, blurred"]["distance"]["nearer"] > rows["held-out, blurred"]["ratio"]["nearer"]
+
+
+def test_originality_tells_copies_of_faces_from_other_faces() -> None:
+    data = Faces(32)
+    drawn = torch.stack([data.image(i, np.random.default_rng(0)) for i in range(8)])
+    rows = {row["images"]: row for row in originality.faces_copying(drawn, 8, training=600)}
+    assert rows["samples"]["distance"]["median"] == 0
+    assert rows["copies, noised"]["ratio"]["nearer"] > 0.95
+
+
+def test_originality_measures_tissue_as_tissue() -> None:
+    parts = originality.TissueParts()
+    rows = {row["images"]: row for row in originality.tissue_histology(parts, parts.training)}
+    assert rows["samples"] == rows["training"] | {"images": "samples"}
+    assert (
+        rows["training, blurred"]["nucleus_area"]["value"] > 1.15 * rows["training"]["nucleus_area"]["value"]
+    )
+    low, high = rows["training"]["nuclei"]["interval"]
+    assert low < rows["training"]["nuclei"]["value"] < high

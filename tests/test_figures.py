@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nca_lib.figures import encode_gif, show_images, to_uint8
+from nca_lib.copying import nearest_images
+from nca_lib.figures import encode_gif, show_images, show_neighbours, to_uint8
 
 
 def test_to_uint8_maps_minus_one_to_black_and_one_to_white_and_clips() -> None:
@@ -31,3 +32,12 @@ def test_show_images_draws_one_panel_an_image_with_its_title() -> None:
     drawn = [axis for axis in figure.axes if axis.images]
     assert [axis.get_title() for axis in drawn] == ["a", "b", "c", "d", "e"]
     assert len(figure.axes) == 6
+
+
+def test_show_neighbours_puts_each_nearest_image_below_with_its_numbers() -> None:
+    training = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, 3, 4, 4)
+    images = training[[3, 1]] + 0.125
+    figure = show_neighbours(images, nearest_images(images, [training]))
+    shown = [int(np.asarray(axis.images[0].get_array())[0, 0, 0]) for axis in figure.axes]
+    assert shown == [207, 80, 191, 64]
+    assert [axis.get_title() for axis in figure.axes[2:]] == ["0.12 / 0.33"] * 2
