@@ -21,7 +21,7 @@ from nca_lib import training, weights
 from nca_lib.diff_nca import Pointwise
 from nca_lib.experiment import Experiment, Training
 from nca_lib.tasks import DiffusionTask
-from nca_lib.training import TrainingError, averaged, decay_factor, train
+from nca_lib.training import Run, TrainingError, averaged, decay_factor, train
 
 
 def diffusing(**training: Any) -> Experiment:
@@ -141,8 +141,10 @@ def test_a_different_seed_makes_a_different_run(tmp_path: Path) -> None:
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_training_learns(tmp_path: Path) -> None:
-    experiment = diffusing(steps=80, batch=16, learning_rate=0.01, ema=0.9, save_every=1000)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_training_learns(optimizer: str, tmp_path: Path) -> None:
+    options = {"optimizer": optimizer, "learning_rate": 0.01, "ema": 0.9}
+    experiment = diffusing(steps=80, batch=16, save_every=1000, **options)
     task = DiffusionTask(experiment, torch.device("cpu"))
     torch.manual_seed(0)
     before = task.evaluate(experiment.build_model())
@@ -285,6 +287,26 @@ def test_a_run_leaves_its_files_and_returns_the_averaged_model(tmp_path: Path) -
     assert any(not torch.equal(state["model"][name], value) for name, value in loaded.items())
     record = weights.record(tmp_path / "model.safetensors")
     assert (record["steps"], record["images_seen"], record["seed"]) == (12, 48, 0)
+
+
+def test_snapshots_are_the_averaged_weights_at_halves_of_the_steps(tmp_path: Path) -> None:
+    train(diffusing(steps=8, snapshots=2), tmp_path / "whole", device="cpu", progress=False)
+    kept = {
+        path.name: weights.record(path)["steps"] for path in (tmp_path / "whole").glob("model*.safetensors")
+    }
+    assert kept == {"model-0000002.safetensors": 2, "model-0000004.safetensors": 4, "model.safetensors": 8}
+    halfway = checkpoint(tmp_path / "whole")["average"]
+    early = weights.load(tmp_path / "whole" / "model-0000004.safetensors").state_dict()
+    assert any(not torch.equal(early[name], halfway[f"module.{name}"]) for name in early)
+
+    def stopped(run: Run) -> float:
+        return 1.0 if run.step == 4 else run.step / 8
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "progress", stopped)
+        train(diffusing(steps=8, snapshots=2), tmp_path / "half", device="cpu", progress=False)
+    expected = weights.load(tmp_path / "half" / "model.safetensors").state_dict()
+    assert all(torch.equal(early[name], expected[name]) for name in early)
 
 
 def test_training_can_start_from_trained_weights(tmp_path: Path) -> None:
