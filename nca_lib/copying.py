@@ -80,7 +80,7 @@ def nearest_patches(patches: Tensor, photo: Tensor, allowed: Tensor | None = Non
 
     `ratio` divides by the distance to the nearest patch that does not overlap the nearest one.
 
-    Squared distances are |a|² + |b|² - 2ab, a matrix product; it is too coarse where a and b are almost
+    Squared distances are `|a|² + |b|² - 2ab`, a matrix product; it is too coarse where a and b are almost
     equal, so the distances that are returned are computed again, directly.
 
     Args:

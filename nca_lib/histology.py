@@ -93,16 +93,15 @@ def segment_nuclei(haematoxylin: np.ndarray, threshold: float) -> np.ndarray:
 def tissue_statistics(images: Tensor, thresholds: StainThresholds) -> dict[str, Tensor]:
     """Stains and nuclei of each image.
 
+    - `"haematoxylin"`, `"dab"`: the fraction of each image's pixels that are stained, (N,).
+    - `"nuclei"`: how many there are per 1,000 pixels of each image, (N,). Those that touch the right or the
+      lower edge are not counted: the next image would count them again (Gundersen 1977).
+    - `"nucleus_area"`: pixels, for each nucleus that touches no edge, of all images in order, (nuclei,).
+
     Args:
         images: (N, 3, H, W) in [-1, 1]. Only images of one size compare: large nuclei are cut by the edges of
             small images more often.
         thresholds: those of the real images, from [`fit_thresholds`][].
-
-    Returns:
-        - `"haematoxylin"`, `"dab"`: the fraction of each image's pixels that are stained, (N,).
-        - `"nuclei"`: how many there are per 1,000 pixels of each image, (N,). Those that touch the right or
-          the lower edge are not counted: the next image would count them again (Gundersen 1977).
-        - `"nucleus_area"`: pixels, for each nucleus that touches no edge, of all images in order, (nuclei,).
     """
     stained = stain_amounts(images)
     counts, areas = [], []
