@@ -25,7 +25,7 @@ from torchvision.transforms.functional import gaussian_blur
 
 import nca_lib
 from nca_lib.copying import Neighbours, compare, grid, nearest_images, nearest_patches
-from nca_lib.data import Tissue
+from nca_lib.data import Split, Tissue
 from nca_lib.diff_nca import compile_step
 from nca_lib.faces import Faces, draw
 from nca_lib.histology import fit_thresholds, tissue_statistics
@@ -79,12 +79,15 @@ class TissueParts:
 
     def __init__(self) -> None:
         self.photo = Tissue(SIZE, downscale=2).photo
-        self.training = grid(self.photo[None], SIZE).transpose(0, 1)
-        self.held_out = grid(Tissue(SIZE, downscale=2, split="test").photo[None], SIZE).transpose(0, 1)
+        self.training, self.held_out = self._blocks("train"), self._blocks("test")
 
-    def allowed(self, size: int) -> Tensor | None:
+    def _blocks(self, split: Split) -> Tensor:
+        whole = Tissue(SIZE, downscale=2, split=split).allowed[::SIZE, ::SIZE]
+        return grid(self.photo[None], SIZE)[0][whole.flatten()][:, None]
+
+    def allowed(self, size: int) -> Tensor:
         """The patches of this size that are for training, by their top left corners."""
-        return None
+        return Tissue(size, downscale=2).allowed
 
     def crops(self, count: int) -> Tensor:
         """Training crops in all orientations: what a copyist draws."""
