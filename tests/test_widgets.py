@@ -34,12 +34,14 @@ def test_in_the_book_an_explorer_is_a_picture_with_words() -> None:
 
 
 @pytest.mark.usefixtures("in_book")
-def test_in_the_book_no_widget_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a widget in a page without a kernel is a dead slider")
-
-    monkeypatch.setattr(ipw.Widget, "open", refuse)
+def test_only_outside_the_book_are_widgets_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[ipw.Widget] = []
+    monkeypatch.setattr(ipw.Widget, "open", lambda widget: made.append(widget))
     widgets.noise_explorer(Digits(8).images[:3])
+    assert not made, "a widget in a page without a kernel is a dead slider"
+    monkeypatch.delenv("NCA_LIB_BOOK")
+    widgets.noise_explorer(Digits(8).images[:3])
+    assert made
 
 
 @pytest.mark.usefixtures("in_book")

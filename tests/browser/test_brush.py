@@ -97,7 +97,10 @@ def test_clearing_removes_everything_and_leaving_stops_listening(page: Page) -> 
 
 
 def test_the_page_says_when_it_has_drawn_the_picture(page: Page) -> None:
-    page.wait_for_function("(window.sent || []).some(([event]) => event === 'drawn')")
+    page.wait_for_function("(window.sent || []).length")
+    assert page.evaluate("window.sent") == [["drawn", []]]
+    corner = "[...document.querySelector('canvas').getContext('2d').getImageData(2, 2, 1, 1).data]"
+    assert page.evaluate(corner) == pytest.approx([127.5, 127.5, 127.5, 255], abs=0.6)
 
 
 def test_a_fleeting_brush_tells_during_the_stroke_and_keeps_nothing(blank: Page) -> None:

@@ -187,6 +187,9 @@ def test_growing_runs_only_in_view_and_in_the_document(open_demo: Open) -> None:
     wait_for_step(page, 3)
     page.evaluate("scrollTo(0, 3000)")
     wait_for_workers(page, 0)
+    unseen = step(page)
+    page.wait_for_timeout(300)
+    assert step(page) == unseen
     page.evaluate("scrollTo(0, 0)")
     wait_for_workers(page, 1)
     page.evaluate("window.root = document.querySelector('.nca-demo'); root.remove()")
@@ -305,6 +308,9 @@ def test_as_a_widget_it_cleans_up_after_itself(open_demo: Open, kind: str) -> No
         page.get_by_role("button", name="Draw new").click()
     page.evaluate("window.cleanup()")
     wait_for_workers(page, 0)
+    left = page.evaluate(PIXELS)
+    page.wait_for_timeout(300)
+    assert page.evaluate(PIXELS) == left
 
 
 def test_a_finger_erases(open_demo: Open) -> None:

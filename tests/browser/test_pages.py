@@ -125,6 +125,7 @@ def test_start_page_leads_to_the_preface(browser: Browser) -> None:
     with browser.new_context(offline=True) as context, context.new_page() as page:
         page.goto((HTML / START).as_uri())
         page.wait_for_url("**/book/index.html")
+        assert "Diffusion with Neural Cellular Automata" in page.locator("article h1").inner_text()
 
 
 @pytest.mark.parametrize("path", PAGES)
