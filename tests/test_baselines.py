@@ -96,8 +96,16 @@ def test_images_that_do_not_halve_are_refused(size: UNetSize, shape: tuple[int, 
         unet(size)(torch.zeros(1, 3, *shape), torch.zeros(1))
 
 
+@pytest.mark.parametrize(
+    ("size", "parameters_of"), [("71k", 71_323), ("145k", 145_243), ("281k", 280_755), ("587k", 587_275)]
+)
+def test_small_sizes_are_called_by_their_parameters(size: UNetSize, parameters_of: int) -> None:
+    assert parameters(unet(size)) == parameters_of
+    assert round(parameters_of / 1000) == int(size.removesuffix("k"))
+
+
 def test_unknown_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'XL'.*S, M or L"):
+    with pytest.raises(ValueError, match=r"'XL'.*71k, .*S, M, L"):
         UNet("XL")  # type: ignore[arg-type]
 
 

@@ -210,4 +210,4 @@ def test_a_min_snr_denoiser_uses_its_weights() -> None:
     weighted = Denoiser(network, schedule, "epsilon", "min_snr").loss(clean, t, noise)
     ratio = float(min_snr_weight("epsilon", schedule, t)[0])
     assert ratio < 0.5
-    assert float(weighted) == pytest.approx(ratio * float(plain), rel=1e-5)
+    assert weighted.item() == pytest.approx(ratio * plain.item(), rel=1e-5)
