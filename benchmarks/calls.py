@@ -28,14 +28,14 @@ from nca_lib.training import best_device, computes_bf16, hardware
 
 TABLE = Path(__file__).parents[1] / "nca_lib" / "results" / "calls.jsonl"
 KEY = ("model", "sampler", "firing", "calls")
-COUNT, BATCH = 256, 64
+EXTRACTOR, COUNT, BATCH = "nca-features-1", 256, 64
 PARTS = 4  # a quarter of the images is left out in turn, which tells how much of a distance is chance
 
 
 def features_of_real(measure: Measure, images: RealImages) -> Tensor:
     """The features of real images, (n, 64)."""
     parts = [images.batch(first, min(BATCH, images.count - first)) for first in range(0, images.count, BATCH)]
-    return torch.cat([measure(part)["features"] for part in parts])
+    return torch.cat([measure(part)[EXTRACTOR] for part in parts])
 
 
 def features_of_samples(
@@ -57,7 +57,7 @@ def features_of_samples(
                 first_sample=first,
                 firing=firing,
             )
-        found.append(measure(images)["features"])
+        found.append(measure(images)[EXTRACTOR])
     return torch.cat(found)
 
 
@@ -77,7 +77,7 @@ def measure_model(name: str, options: argparse.Namespace) -> None:
     model = weights.load(name, device).eval()
     compile_step(model, device)
     train, test = experiment.build_data("train"), experiment.build_data("test")
-    measure = Measure(SmallFeatures.shipped().to(device), None, published=False)
+    measure = Measure([SmallFeatures.shipped().to(device)])
     real, floor = real_and_floor({"train": train, "test": test}, PROTOCOLS["quick"], COUNT, seed=0)
     truth = features_of_real(measure, real)
     lowest = frechet_distance(truth, features_of_real(measure, floor))

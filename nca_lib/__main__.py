@@ -50,15 +50,15 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
     from nca_lib import matrix
+    from nca_lib.plots import measurements
 
     chosen = matrix.read(arguments.matrix, arguments.minutes)
     rows = matrix.run(
         chosen, arguments.out, arguments.table, only=arguments.only or (), device=arguments.device
     )
     for row in rows:
-        numbers = ", ".join(
-            f"{key} {value:.4g}" for key, value in row["metrics"].items() if isinstance(value, float)
-        )
+        found = measurements(row["metrics"]) if "metrics" in row else {}
+        numbers = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         print(
             f"{row['name']:28} {row['parameters']:10,} parameters, {row['images_seen']:9,} images: {numbers}"
         )
@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
     from nca_lib.evaluation import evaluate_model
-    from nca_lib.features import Inception
+    from nca_lib.extractors import default_extractors
 
     model = weights.load(arguments.model)
     experiment = Experiment.from_dict(weights.record(arguments.model)["experiment"])
@@ -77,7 +77,7 @@ def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         experiment,
         protocol=arguments.protocol,
         count=arguments.count,
-        extractor=Inception(arguments.inception) if arguments.inception else None,
+        extractors=default_extractors(inception=arguments.inception) if arguments.inception else None,
         sampler=arguments.sampler,
         steps=arguments.steps,
         seed=arguments.seed,

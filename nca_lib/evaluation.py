@@ -5,9 +5,10 @@ without its *floor*: the same distance, at the same counts, between real images 
 [`evaluate`][] returns all three. [`PROTOCOLS`][] names the protocols: `reference` repeats what the paper's
 numbers were measured by, `sound` is what to report, `quick` fits into minutes on two cores.
 
-The images are seen by an extractor of [`nca_lib.features`][]. Only with Inception's features is the Frechet
-distance called `fid` and the kernel distance `kid`; with others they are `frechet_distance` and
-`kernel_distance`, numbers that cannot be compared with published ones.
+Each image is drawn once and seen by several extractors ([`default_extractors`][]): an order of models that
+only one of them finds may be its own taste. Only with Inception's features is the Frechet distance called
+`fid` and the kernel distance `kid`; with others they are `frechet_distance` and `kernel_distance`, numbers
+that cannot be compared with published ones.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from nca_lib.baselines import VNCA
 from nca_lib.data import Images, Split
 from nca_lib.diffusion import Denoiser
 from nca_lib.experiment import Experiment
-from nca_lib.features import Extractor, default_extractor
+from nca_lib.extractors import default_extractors
+from nca_lib.features import Extractor
 from nca_lib.metrics import KID_SUBSETS, NEIGHBOURS, Comparison, DigitJudge, FaceJudge, Judge, Measure
 from nca_lib.samplers import SAMPLERS, sample
 from nca_lib.training import best_device
@@ -129,12 +131,16 @@ def real_and_floor(
     return real, RealImages(splits[other], other, 0, rest, seed)
 
 
-def _check_counts(counts: dict[str, int], protocol: str, subset_size: int, extractor: Extractor) -> None:
+def _check_counts(
+    counts: dict[str, int], protocol: str, subset_size: int, extractors: Sequence[Extractor]
+) -> None:
+    widest = max(extractors, key=lambda extractor: extractor.num_features)
+    needed = widest.num_features + 1
     for what, count in counts.items():
-        if count <= extractor.num_features:
+        if count < needed:
             raise EvaluationError(
-                f"{count} {what} images are too few: the covariance of {extractor.name}'s "
-                f"{extractor.num_features} features needs at least {extractor.num_features + 1}"
+                f"{count} {what} images are too few: the covariance of {widest.name}'s {needed - 1} features "
+                f"needs at least {needed}"
             )
         if count < subset_size:
             raise EvaluationError(
@@ -150,10 +156,11 @@ def evaluate(
     *,
     protocol: str = "quick",
     count: int | None = None,
-    extractor: Extractor | None = None,
+    extractors: Sequence[Extractor] | None = None,
     judge: Judge | None = None,
     seed: int = 0,
     batch: int = 64,
+    device: str | torch.device = "cpu",
     folder: str | Path | None = None,
     recipe: dict[str, Any] | None = None,
     progress: bool = False,
@@ -172,19 +179,20 @@ def evaluate(
         test: the held-out split.
         protocol: a key of [`PROTOCOLS`][].
         count: how many images, instead of the protocol's number.
-        extractor: by default Inception where its weights are, else the small one.
+        extractors: what sees them; by default [`default_extractors`][], those that so many images allow.
         judge: reads a property of single images, [`FaceJudge`][] or [`DigitJudge`][].
         seed: of the real images' crops and of KID's subsets.
         batch: images at a time.
+        device: where the extractors compute; they are moved there.
         folder: where the state is kept batch by batch, so that an interrupted evaluation goes on where it was
             and ends in the same result, which is written here and returned at once the next time.
         recipe: what else made the images; it is stored, and another recipe never resumes this one's state.
         progress: show a progress bar.
 
     Returns:
-        `{"metrics": {...}, "floor": {...}, "recipe": {...}}`, ready for JSON. The floor is every metric with
-        other real images in place of the generated ones; the judge's numbers in it are of held-out images
-        where either set is held out.
+        `{"metrics": {"extractors": {NAME: {...}}, ...}, "floor": {...}, "recipe": {...}}`, ready for JSON.
+        The floor is every metric with other real images in place of the generated ones; the judge's numbers
+        in it are of held-out images where either set is held out.
 
     Raises:
         EvaluationError: an unknown protocol, or too few images.
@@ -192,23 +200,23 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise EvaluationError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
     rules = PROTOCOLS[protocol]
-    extractor = extractor or default_extractor()
     count = rules.count if count is None else count
     real, floor = real_and_floor({"train": train, "test": test}, rules, count, seed)
     counts = {"generated": count, "real": real.count, "floor": floor.count}
-    _check_counts(counts, protocol, rules.subset_size, extractor)
-    full = _comparison_recipe(protocol, extractor, real, floor, counts, judge) | (recipe or {})
+    extractors = extractors or default_extractors(min(counts.values()))
+    _check_counts(counts, protocol, rules.subset_size, extractors)
+    full = _comparison_recipe(protocol, extractors, real, floor, counts, judge) | (recipe or {})
     digest = hashlib.sha256(json.dumps([full, batch], sort_keys=True).encode()).hexdigest()
     name = f"evaluation-{protocol}-{digest[:12]}"
     finished = Path(folder) / f"{name}.json" if folder else None
     if finished and finished.is_file():
         return json.loads(finished.read_text())
     pieces = Pieces(Path(folder) / name if folder else None)
-    measure = Measure(extractor, judge, rules.published)
+    measure = Measure([e.to(device) for e in extractors], judge, rules.published)
     sources = {"real": real.batch, "floor": floor.batch, "generated": generate}
     measured = _measure_all(sources, counts, measure, pieces, batch, progress)
     metrics, floor_metrics = (
-        Comparison(extractor, rules.subset_size, real.data.size // 2, judge) for _ in range(2)
+        Comparison(extractors, rules.subset_size, real.data.size // 2, judge) for _ in range(2)
     )
     held_out = "real" if real.split == "test" else "floor"  # what is judged beside the generated images
     for source, values in measured:
@@ -227,7 +235,7 @@ def evaluate(
 
 def _comparison_recipe(
     protocol: str,
-    extractor: Extractor,
+    extractors: Sequence[Extractor],
     real: RealImages,
     floor: RealImages,
     counts: dict[str, int],
@@ -238,7 +246,7 @@ def _comparison_recipe(
     rules = PROTOCOLS[protocol]
     return {
         "protocol": {"name": protocol, **asdict(rules), "count": counts["generated"]},
-        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "resize": extractor.resize},
+        "extractors": {e.name: {"sha256": e.sha256, "resize": e.resize} for e in extractors},
         "counts": counts,
         "real": {"split": real.split, "first": 0, "fingerprint": real.data.fingerprint()},
         "floor": {"split": floor.split, "first": floor.first, "fingerprint": floor.data.fingerprint()},
@@ -282,7 +290,7 @@ def evaluate_model(
     *,
     protocol: str = "quick",
     count: int | None = None,
-    extractor: Extractor | None = None,
+    extractors: Sequence[Extractor] | None = None,
     sampler: str = "ddim",
     steps: int = 50,
     seed: int = 0,
@@ -299,7 +307,7 @@ def evaluate_model(
         experiment: what it was trained by.
         protocol: a key of [`PROTOCOLS`][].
         count: how many images, instead of the protocol's number.
-        extractor: by default Inception where its weights are, else the small one.
+        extractors: as for [`evaluate`][].
         sampler: a key of `SAMPLERS`; like `steps`, unused by a VNCA, which samples from its prior.
         steps: denoiser calls per image.
         seed: also of the generated images.
@@ -314,7 +322,6 @@ def evaluate_model(
     """
     device = torch.device(device) if device else best_device()
     model = model.to(device).eval()
-    extractor = (extractor or default_extractor()).to(device)
     train, test = experiment.build_data("train"), experiment.build_data("test")
     kind = experiment.data["kind"]
     judge: Judge | None = None
@@ -326,10 +333,11 @@ def evaluate_model(
         test,
         protocol=protocol,
         count=count,
-        extractor=extractor,
+        extractors=extractors,
         judge=judge,
         seed=seed,
         batch=batch,
+        device=device,
         folder=folder,
         recipe=_model_recipe(model, experiment, sampler, steps, bf16),
         progress=progress,

@@ -1,9 +1,9 @@
 """What the evaluation sees in an image: extractors of features (chapter 5).
 
 [`Inception`][] is the network that FID is defined by; its weights are read where torch-fidelity keeps them
-and are never downloaded. Where they are absent, [`SmallFeatures`][] serves, a small network that ships with
-the library, trained by [`train_features`][] (`python -m nca_lib.features`, minutes on one core). Its
-distances are reported under its own name and are no FID.
+and are never downloaded. [`SmallFeatures`][] always serves: a small network that ships with the library,
+trained by [`train_features`][] (`python -m nca_lib.features`, minutes on one core). Its distances are
+reported under its own name and are no FID.
 """
 
 from __future__ import annotations
@@ -118,15 +118,6 @@ def inception_network(state_dict: dict[str, Tensor]) -> nn.Module:
     torch.save(state_dict, written)
     written.seek(0)
     return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], written)
-
-
-def default_extractor() -> Extractor:
-    """Inception where torch-fidelity and its weights are, else the small extractor."""
-    try:
-        import torch_fidelity  # noqa: F401
-    except ImportError:
-        return SmallFeatures.shipped()
-    return Inception() if inception_path().is_file() else SmallFeatures.shipped()
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -224,33 +225,26 @@ class Means(Metric):
         return self.total / self.number
 
 
-class Comparison:
-    """Every metric between the real images and one other set, fed batch by batch with measurements."""
+class Distances:
+    """The metrics of one extractor's features between the real images and one other set, fed by batches."""
 
-    def __init__(self, extractor: Extractor, subset_size: int, radii: int, judge: Judge | None):
+    def __init__(self, extractor: Extractor, subset_size: int):
         given = Given(extractor.num_features)
-        self.is_inception, self.judge = extractor.is_inception, judge
+        self.is_inception = extractor.is_inception
         self.frechet = FrechetInceptionDistance(given)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*will save all extracted features.*")
             self.kernel = KernelInceptionDistance(given, subsets=KID_SUBSETS, subset_size=subset_size)
         self.manifold = PrecisionRecall()
-        self.spectrum = SpectrumDistance(radii)
-        self.means = Means(judge.columns if judge else 1)
 
-    def update(self, measured: dict[str, Tensor], real: bool) -> None:
-        """Take the features (B, d) and spectra (B, radii) of a batch."""
-        self.frechet.update(measured["features"].double(), real=real)
-        self.kernel.update(measured["features"], real=real)
-        self.manifold.update(measured["features"], real=real)
-        self.spectrum.update(measured["spectra"], real=real)
+    def update(self, features: Tensor, real: bool) -> None:
+        """Take the features (B, d) of a batch."""
+        self.frechet.update(features.double(), real=real)
+        self.kernel.update(features, real=real)
+        self.manifold.update(features, real=real)
 
-    def judged(self, values: Tensor) -> None:
-        """Take what the judge says of a batch, (B, columns)."""
-        self.means.update(values)
-
-    def compute(self, seed: int) -> dict[str, Any]:
-        """All metrics, over the images of all processes; `seed` draws KID's subsets."""
+    def compute(self, seed: int) -> dict[str, float]:
+        """All of them, over the images of all processes; `seed` draws KID's subsets."""
         # One tensor a process: torchmetrics gathers lists entry by entry. In the processes' order, it gives
         # the images in theirs, so that KID's subsets are the same however many processes there are.
         for name in ("real_features", "fake_features"):
@@ -259,13 +253,43 @@ class Comparison:
             torch.manual_seed(seed)
             kernel, spread = self.kernel.compute()
         precision, recall = self.manifold.compute()
-        frechet = ("fid", "kid") if self.is_inception else ("frechet_distance", "kernel_distance")
-        found: dict[str, Any] = {
-            frechet[0]: float(self.frechet.compute()),
-            frechet[1]: float(kernel),
-            f"{frechet[1]}_std": float(spread),
+        names = ("fid", "kid") if self.is_inception else ("frechet_distance", "kernel_distance")
+        return {
+            names[0]: float(self.frechet.compute()),
+            names[1]: float(kernel),
+            f"{names[1]}_std": float(spread),
             "precision": precision,
             "recall": recall,
+        }
+
+
+class Comparison:
+    """Every metric between the real images and one other set, fed batch by batch with measurements."""
+
+    def __init__(
+        self, extractors: Sequence[Extractor], subset_size: int, radii: int, judge: Judge | None = None
+    ):
+        self.distances = {extractor.name: Distances(extractor, subset_size) for extractor in extractors}
+        self.spectrum = SpectrumDistance(radii)
+        self.judge, self.means = judge, Means(judge.columns if judge else 1)
+
+    def update(self, measured: dict[str, Tensor], real: bool) -> None:
+        """Take what [`Measure`][] keeps of a batch."""
+        for name, distances in self.distances.items():
+            distances.update(measured[name], real)
+        self.spectrum.update(measured["spectra"], real=real)
+
+    def judged(self, values: Tensor) -> None:
+        """Take what the judge says of a batch, (B, columns)."""
+        self.means.update(values)
+
+    def compute(self, seed: int) -> dict[str, Any]:
+        """All metrics, over the images of all processes: those of each extractor by its name, and the others.
+
+        `seed` draws KID's subsets.
+        """
+        found: dict[str, Any] = {
+            "extractors": {name: distances.compute(seed) for name, distances in self.distances.items()},
             "spectrum_distance": self.spectrum.compute(),
         }
         if self.judge:
@@ -276,24 +300,33 @@ class Comparison:
 class Measure:
     """What is kept of a batch of images: features, spectra, and what a judge says; all small.
 
+    Measured in float32, whatever precision the images were drawn in.
+
     `published`: read the images as the authors' scripts do, from JPEG and transposed (the judge does not).
     """
 
-    def __init__(self, extractor: Extractor, judge: Judge | None, published: bool):
-        self.extractor, self.judge, self.published = extractor, judge, published
+    def __init__(self, extractors: Sequence[Extractor], judge: Judge | None = None, published: bool = False):
+        self.extractors, self.judge, self.published = extractors, judge, published
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """(B, C, H, W) in [-1, 1], rounded to 8 bits first as any stored image is."""
-        pixels = to_pixels(images)
-        if self.judge:
-            judged = self.judge(pixels.float() / 127.5 - 1)
-        if self.published:
-            pixels = torch.stack([through_jpeg(image) for image in pixels]).transpose(2, 3)
-        spectra = log_spectra(pixels.float() / 127.5 - 1)
-        device = next((p.device for p in self.extractor.parameters()), torch.device("cpu"))
-        measured = {"features": self.extractor(pixels.to(device)).float().cpu(), "spectra": spectra.float()}
-        return measured | ({"judged": judged} if self.judge else {})
+        """(B, C, H, W) in [-1, 1], rounded to 8 bits first as any stored image is.
+
+        Returns:
+            The features (B, d) of each extractor by its name, `spectra` (B, radii), `judged` (B, columns).
+        """
+        with torch.autocast("cpu", enabled=False), torch.autocast(self._device().type, enabled=False):
+            pixels = to_pixels(images)
+            measured = {"judged": self.judge(pixels.float() / 127.5 - 1)} if self.judge else {}
+            if self.published:
+                pixels = torch.stack([through_jpeg(image) for image in pixels]).transpose(2, 3)
+            measured["spectra"] = log_spectra(pixels.float() / 127.5 - 1).float()
+            on_device = pixels.to(self._device())
+            return measured | {e.name: e(on_device).float().cpu() for e in self.extractors}
+
+    def _device(self) -> torch.device:
+        parameters = (p for extractor in self.extractors for p in extractor.parameters())
+        return next((p.device for p in parameters), torch.device("cpu"))
 
 
 def through_jpeg(pixels: Tensor) -> Tensor:

@@ -29,6 +29,12 @@ def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
+def measurements(metrics: dict[str, Any]) -> dict[str, float]:
+    """The [`numbers`][] of a row's metrics or floor; those of an extractor begin with its name."""
+    others = {name: value for name, value in metrics.items() if name != "extractors"}
+    return numbers(metrics["extractors"]) | numbers(others)
+
+
 def _axes(width: int, height: int) -> tuple[FigureCanvasAgg, Axes]:
     # Not pyplot's: those live until they are closed, and belong to the main thread.
     # On white, since an image has no transparency.
@@ -67,7 +73,7 @@ def results_scatter(chosen: list[tuple[dict[str, Any], dict[str, float]]], x: st
     """One number of results against another, with the floor as a dashed line.
 
     Args:
-        chosen: rows of the results table, each with its [`numbers`][], which have both x and y.
+        chosen: rows of the results table, each with its numbers, which have both x and y.
         x: name of a number.
         y: name of another.
 
@@ -81,7 +87,7 @@ def results_scatter(chosen: list[tuple[dict[str, Any], dict[str, float]]], x: st
         axis.scatter([p[x] for p in points], [p[y] for p in points], label=kind, zorder=3)
     for row, found in chosen:
         axis.annotate(row["name"], (found[x], found[y]), (5, 4), textcoords="offset points", fontsize=8)
-    for floor in {found[y] for row, _ in chosen if y in (found := numbers(row["floor"]))}:
+    for floor in {found[y] for row, _ in chosen if y in (found := measurements(row["floor"]))}:
         axis.axhline(floor, color="0.5", linestyle="--", linewidth=1)
     for name, scale in ((x, axis.set_xscale), (y, axis.set_yscale)):
         values = [found[name] for _, found in chosen]

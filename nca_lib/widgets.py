@@ -30,7 +30,7 @@ from nca_lib.players import (
     shape_mask,
     sharing_weights,
 )
-from nca_lib.plots import COSTS, numbers, results_scatter, schedule_curve
+from nca_lib.plots import COSTS, measurements, numbers, results_scatter, schedule_curve
 from nca_lib.samplers import SAMPLERS, ddpm
 
 
@@ -264,8 +264,8 @@ def results_explorer(rows: list[dict[str, Any]]) -> Explorer | HTML:
     Raises:
         ValueError: no row has a metric.
     """
-    measured = [(row, numbers({c: row.get(c) for c in COSTS}) | numbers(row["metrics"])) for row in rows]
-    metrics = list(dict.fromkeys(name for row in rows for name in numbers(row["metrics"])))
+    measured = [(row, numbers({c: row.get(c) for c in COSTS}) | measurements(row["metrics"])) for row in rows]
+    metrics = list(dict.fromkeys(name for row in rows for name in measurements(row["metrics"])))
     if not metrics:
         raise ValueError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")
     axes = [*COSTS, *metrics]

@@ -39,6 +39,7 @@ from nca_lib.metrics import (
     log_spectra,
     through_jpeg,
 )
+from nca_lib.plots import measurements
 from nca_lib.samplers import SAMPLERS, sample
 
 
@@ -81,8 +82,14 @@ def new_waves(first: int, count: int) -> Tensor:
     return torch.stack([Waves(2).image(i, NEITHER) for i in range(first, first + count)])
 
 
+def seen(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The distances of the only extractor, and the other metrics."""
+    (distances,) = metrics["extractors"].values()
+    return distances | metrics
+
+
 def evaluate_waves(generate: Callable[[int, int], Tensor] = new_waves, **options: Any) -> dict[str, Any]:
-    return evaluate(generate, TRAIN, TEST, **{"extractor": Quadrants(), "count": 120} | options)
+    return evaluate(generate, TRAIN, TEST, **{"extractors": [Quadrants()], "count": 120} | options)
 
 
 def whitened(count: int, dimensions: int, seed: int) -> Tensor:
@@ -95,10 +102,10 @@ def whitened(count: int, dimensions: int, seed: int) -> Tensor:
 def comparison(real: Tensor, other: Tensor, subset_size: int) -> dict[str, Any]:
     extractor = Quadrants()
     extractor.num_features = real.shape[1]
-    found = Comparison(extractor, subset_size, 2, None)
+    found = Comparison([extractor], subset_size, 2)
     for features, is_real in ((real, True), (other, False)):
-        found.update({"features": features, "spectra": torch.zeros(len(features), 2)}, real=is_real)
-    return found.compute(0)
+        found.update({extractor.name: features, "spectra": torch.zeros(len(features), 2)}, real=is_real)
+    return found.compute(0)["extractors"][extractor.name]
 
 
 def test_frechet_distance_of_two_normal_distributions() -> None:
@@ -202,7 +209,7 @@ def perfect() -> dict[str, Any]:
 
 
 def test_a_perfect_model_is_at_the_floor(perfect: dict[str, Any]) -> None:
-    metrics, floor = perfect["metrics"], perfect["floor"]
+    metrics, floor = seen(perfect["metrics"]), seen(perfect["floor"])
     assert metrics["frechet_distance"] < 2 * floor["frechet_distance"]
     assert abs(metrics["kernel_distance"]) < 3 * floor["kernel_distance_std"]
     assert metrics["precision"] == pytest.approx(floor["precision"], abs=0.1)
@@ -224,7 +231,8 @@ def test_damage_is_above_the_floor(
 ) -> None:
     damaged = evaluate_waves(lambda first, count: damage(new_waves(first, count)), count=200)
     assert damaged["floor"] == perfect["floor"]
-    assert damaged["metrics"][metric] > 3 * max(damaged["floor"][metric], perfect["metrics"][metric])
+    found, floor, best = (seen(m)[metric] for m in (damaged["metrics"], damaged["floor"], perfect["metrics"]))
+    assert found > 3 * max(floor, best)
 
 
 def test_the_recipe_says_how_the_numbers_were_made() -> None:
@@ -234,17 +242,76 @@ def test_the_recipe_says_how_the_numbers_were_made() -> None:
     assert recipe["protocol"] == {
         "name": "quick", "count": 120, "split": "test", "subset_size": 100, "published": False,
     }  # fmt: skip
-    assert recipe["extractor"] == {"name": "quadrants", "sha256": "none", "resize": "none"}
+    assert recipe["extractors"] == {"quadrants": {"sha256": "none", "resize": "none"}}
     assert recipe["counts"] == {"generated": 120, "real": 120, "floor": 120}
     assert recipe["real"] == {"split": "test", "first": 0, "fingerprint": "waves-1"}
     assert recipe["floor"] == {"split": "test", "first": 120, "fingerprint": "waves-1"}
     assert (recipe["seed"], recipe["sampler"]) == (5, "none")
-    assert "fid" not in result["metrics"] and "frechet_distance" in result["metrics"]
+    assert set(result["metrics"]) == {"extractors", "spectrum_distance"}
+    assert set(result["metrics"]["extractors"]["quadrants"]) == {
+        "frechet_distance", "kernel_distance", "kernel_distance_std", "precision", "recall"
+    }  # fmt: skip
+
+
+class Projection(Extractor):
+    """Weighted sums of all pixels: a matrix product, which autocast would do in bf16."""
+
+    name, sha256, num_features, resize = "projection", "none", 5, "none"
+
+    def forward(self, images: Tensor) -> Tensor:
+        weights = torch.randn(3 * 16 * 16, 5, generator=torch.Generator().manual_seed(0))
+        return (images.float() / 255).flatten(1) @ weights
+
+
+class ProjectionJudge:
+    """The mean of such sums."""
+
+    name, columns = "sums", 5
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ torch.linspace(0, 1, 3 * 16 * 16 * 5).view(-1, 5)
+
+    def summary(self, means: Tensor) -> dict[str, Any]:
+        return {"sums": means.tolist()}
+
+
+def test_several_extractors_see_images_that_are_drawn_once() -> None:
+    drawn: list[int] = []
+
+    def counts(first: int, count: int) -> Tensor:
+        drawn.extend(range(first, first + count))
+        return new_waves(first, count)
+
+    both = evaluate_waves(counts, extractors=[Quadrants(), Projection()])
+    assert drawn == list(range(120))
+    assert list(both["recipe"]["extractors"]) == ["quadrants", "projection"]
+    for extractor in (Quadrants(), Projection()):
+        alone = evaluate_waves(extractors=[extractor])
+        for part in ("metrics", "floor"):
+            assert both[part]["extractors"][extractor.name] == alone[part]["extractors"][extractor.name]
+            assert both[part]["spectrum_distance"] == alone[part]["spectrum_distance"]
+
+
+def test_only_inceptions_distances_are_called_fid_and_kid() -> None:
+    inception = Projection()
+    inception.is_inception = True
+    found = evaluate_waves(extractors=[Quadrants(), inception])["metrics"]["extractors"]
+    assert set(found["projection"]) == {"fid", "kid", "kid_std", "precision", "recall"}
+    assert not {"fid", "kid"} & set(found["quadrants"])
+
+
+def test_extractors_and_judges_see_in_float32_whatever_surrounds_them() -> None:
+    options = {"extractors": [Projection()], "judge": ProjectionJudge()}
+    plain = evaluate_waves(**options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Projection()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).dtype == torch.bfloat16
+        mixed = evaluate_waves(**options)
+    assert mixed == plain
 
 
 def test_results_do_not_depend_on_the_batch() -> None:
     a, b = evaluate_waves(batch=64), evaluate_waves(batch=17)
-    assert a["metrics"] == pytest.approx(b["metrics"], rel=1e-6)
+    assert measurements(a["metrics"]) == pytest.approx(measurements(b["metrics"]), rel=1e-6)
 
 
 def test_an_interrupted_evaluation_ends_in_the_same_result(tmp_path: Path) -> None:
@@ -271,7 +338,8 @@ def test_an_interrupted_evaluation_ends_in_the_same_result(tmp_path: Path) -> No
 def test_another_recipe_does_not_go_on_from_this_one(tmp_path: Path) -> None:
     first = evaluate_waves(folder=tmp_path, recipe={"model": "a"})
     other = evaluate_waves(lambda f, n: -new_waves(f, n).abs(), folder=tmp_path, recipe={"model": "b"})
-    assert other["metrics"]["frechet_distance"] > 2 * first["metrics"]["frechet_distance"]
+    near, far = (seen(found["metrics"])["frechet_distance"] for found in (first, other))
+    assert far > 2 * near
 
 
 def _one_of_two(rank: int, folder: str) -> None:
@@ -288,8 +356,8 @@ def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
     alone = evaluate_waves(count=130, batch=16)
     for rank in range(2):
         found = json.loads((tmp_path / f"rank-{rank}").read_text())
-        assert found["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
-        assert found["floor"] == pytest.approx(alone["floor"], rel=1e-6)
+        for part in ("metrics", "floor"):
+            assert measurements(found[part]) == pytest.approx(measurements(alone[part]), rel=1e-6)
         assert found["recipe"] == alone["recipe"]
 
 
@@ -309,7 +377,7 @@ def test_meaningless_evaluations_are_refused(options: dict[str, Any], message: s
 
 def test_too_few_real_images_are_refused() -> None:
     with pytest.raises(EvaluationError, match=r"297 real images.*subsets of 1000"):
-        evaluate(new_waves, Digits(16), Digits(16, "test"), protocol="sound", extractor=Quadrants())
+        evaluate(new_waves, Digits(16), Digits(16, "test"), protocol="sound", extractors=[Quadrants()])
 
 
 def test_protocols_are_the_specified_ones() -> None:
@@ -322,23 +390,23 @@ def test_the_reference_protocol_treats_both_sides_alike() -> None:
     def training_images(first: int, count: int) -> Tensor:
         return RealImages(TRAIN, "train", 0, 60, 0).batch(first, count)
 
-    seen = evaluate_waves(training_images, protocol="reference", count=60)
-    assert abs(seen["metrics"]["frechet_distance"]) < 1e-6
-    assert seen["metrics"]["spectrum_distance"] == 0 and seen["metrics"]["precision"] == 1
+    found = seen(evaluate_waves(training_images, protocol="reference", count=60)["metrics"])
+    assert abs(found["frechet_distance"]) < 1e-6
+    assert found["spectrum_distance"] == 0 and found["precision"] == 1
 
 
 def test_the_reference_protocol_reads_transposed_jpegs() -> None:
-    seen: list[Tensor] = []
+    shown: list[Tensor] = []
 
     class Records(Quadrants):
         def forward(self, images: Tensor) -> Tensor:
-            seen.append(images)
+            shown.append(images)
             return super().forward(images)
 
-    evaluate_waves(protocol="reference", count=60, extractor=Records())
+    evaluate_waves(protocol="reference", count=60, extractors=[Records()])
     last = to_pixels(new_waves(0, 60))
-    assert torch.equal(seen[-1], torch.stack([through_jpeg(image) for image in last]).transpose(2, 3))
-    assert not torch.equal(seen[-1].transpose(2, 3), last)
+    assert torch.equal(shown[-1], torch.stack([through_jpeg(image) for image in last]).transpose(2, 3))
+    assert not torch.equal(shown[-1].transpose(2, 3), last)
 
 
 def test_random_crops_are_endless_and_files_are_not() -> None:
@@ -391,7 +459,8 @@ def test_a_model_is_evaluated_on_its_own_data() -> None:
     found = [evaluate_model(model, experiment, count=110, steps=2, batch=b, device="cpu") for b in (110, 50)]
     assert found[0]["metrics"]["digits"] == found[1]["metrics"]["digits"]  # image i is itself in any batch
     assert found[0]["floor"]["digits"]["classes"] == 10
-    assert found[0]["metrics"]["frechet_distance"] > 3 * found[0]["floor"]["frechet_distance"]
+    made, real = (seen(found[0][part])["frechet_distance"] for part in ("metrics", "floor"))
+    assert made > 3 * real
     recipe = found[0]["recipe"]
     assert (recipe["sampler"], recipe["steps"], recipe["data"]["kind"]) == ("ddim", 2, "digits")
     other = experiment.build_model()

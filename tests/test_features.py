@@ -18,7 +18,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from nca_lib import features
 from nca_lib.data import Digits, Tissue
 from nca_lib.faces import HAIR_STYLES, Faces, draw
-from nca_lib.features import Inception, SmallFeatures, blurred, default_extractor, glued, to_pixels
+from nca_lib.features import Inception, SmallFeatures, blurred, glued, to_pixels
 from nca_lib.metrics import response_curves
 from nca_lib.weights import WeightsError
 
@@ -38,7 +38,6 @@ def test_inception_is_looked_for_where_torch_fidelity_keeps_it(
     there = tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
     with pytest.raises(WeightsError, match=str(there)):
         Inception()
-    assert default_extractor().name == "nca-features-1"
 
 
 def test_other_files_than_inceptions_are_refused(tmp_path: Path) -> None:

@@ -130,7 +130,9 @@ def test_run_trains_evaluates_and_tells_the_numbers(
     assert main(["run", "one.toml", "--device", "cpu"]) == 0
     said = capsys.readouterr().out
     row = json.loads(Path("runs/results.jsonl").read_text())
-    assert f"frechet_distance {row['metrics']['frechet_distance']:.4g}" in said
+    for name, distances in row["metrics"]["extractors"].items():
+        assert f"{name}.frechet_distance {distances['frechet_distance']:.4g}" in said
+    assert f"spectrum_distance {row['metrics']['spectrum_distance']:.4g}" in said
     assert "runs/results.jsonl: 1 rows of one" in said
     assert main(["run", "one.toml", "--only", "two"]) == 2
     assert "two: no such entry" in capsys.readouterr().err
@@ -141,7 +143,9 @@ def test_evaluate_prints_metrics_floor_and_recipe(capsys: pytest.CaptureFixture[
     result = json.loads(capsys.readouterr().out)
     assert result["recipe"]["counts"]["generated"] == 120
     assert result["recipe"]["steps"] == 3
-    assert result["metrics"]["frechet_distance"] > result["floor"]["frechet_distance"] > 0
+    assert set(result["metrics"]["extractors"]) == set(result["recipe"]["extractors"])
+    for name, distances in result["metrics"]["extractors"].items():
+        assert distances["frechet_distance"] > result["floor"]["extractors"][name]["frechet_distance"] > 0
 
 
 def test_evaluations_that_would_mean_nothing_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,8 +77,11 @@ ROWS: list[dict[str, Any]] = [
         "operations": 1e9,
         "training_seconds": 600.0,
         "images_seen": 1000,
-        "metrics": {"frechet_distance": 9.0 * size, "coherence": {"all": 0.5}, "note": "text", "kid": None},
-        "floor": {"frechet_distance": 2.0, "coherence": {"all": 1.0}},
+        "metrics": {
+            "extractors": {"eye": {"frechet_distance": 9.0 * size, "note": "text", "kid": None}},
+            "coherence": {"all": 0.5},
+        },
+        "floor": {"extractors": {"eye": {"frechet_distance": 2.0}}, "coherence": {"all": 1.0}},
     }
     for name, kind, size in (("one", "unet", 10), ("two", "diff-nca", 20))
 ]
@@ -88,7 +91,7 @@ def test_the_results_explorer_offers_the_numbers_and_nothing_else() -> None:
     explorer = widgets.results_explorer(ROWS)
     assert isinstance(explorer, widgets.Explorer)
     costs = ("parameters", "operations", "training_seconds", "images_seen")
-    assert explorer._controls["y"].options == (*costs, "frechet_distance", "coherence.all")
+    assert explorer._controls["y"].options == (*costs, "eye.frechet_distance", "coherence.all")
     explorer.wait(30)
     before = explorer._picture.value
     explorer._controls["y"].value = "coherence.all"

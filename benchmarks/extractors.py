@@ -1,0 +1,112 @@
+"""Which layer of EfficientNet-Lite0 sees best, and at which size: `python benchmarks/extractors.py`.
+
+The Frechet distance must rise with every kind of damage and lie well above its floor, on crops of tissue and
+on drawn portraits, at the counts that our tables use. Writes one JSON line for each network, layer, size of
+its input, data set, size of image and count into `nca_lib/results/extractors.jsonl`: the curves of
+`response_curves`; those that rise (a fall of 1% does not count: a blur of a quarter of a pixel changes
+nothing); the distance of images glued from the halves of two; and the milliseconds that an image takes
+through all blocks. Skips what is there. An hour on one core.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from itertools import pairwise, product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nca_lib.data import Tissue
+from nca_lib.efficientnet import EfficientNetLite0
+from nca_lib.faces import HAIR_STYLES, Faces, draw
+from nca_lib.features import Extractor, SmallFeatures, glued, to_pixels
+from nca_lib.matrix import rows
+from nca_lib.metrics import frechet_distance, response_curves
+from nca_lib.training import hardware
+
+TABLE = Path(__file__).parents[1] / "nca_lib" / "results" / "extractors.jsonl"
+SIDES, BLOCKS, SIZES, COUNTS = (64, 96, 128), (4, 7, 10, 14, 15), (32, 64), (256, 512, 1024)
+
+
+class Layers(Extractor):
+    """Several layers that are computed together; what was seen before is not seen again."""
+
+    def __init__(self, name: str, layers: list[str], see: Callable[[Tensor], dict[str, Tensor]]):
+        super().__init__()
+        self.name, self.layers, self.see, self.layer = name, layers, see, layers[0]
+        self.seen: dict[bytes, dict[str, Tensor]] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        key = images.numpy().tobytes()
+        if key not in self.seen:
+            self.seen[key] = self.see(images)
+        return self.seen[key][self.layer]
+
+
+def networks() -> list[Layers]:
+    """What is compared."""
+    lite, small = EfficientNetLite0(), SmallFeatures.shipped()
+
+    def blocks(side: int) -> Callable[[Tensor], dict[str, Tensor]]:
+        return lambda images: {f"block-{i}": m for i, m in enumerate(lite.block_means(images, side))}
+
+    lites = [
+        Layers(f"efficientnet-lite0 at {side}", [f"block-{i}" for i in BLOCKS], blocks(side))
+        for side in SIDES
+    ]
+    return [Layers("nca-features-1", ["all"], lambda images: {"all": small(images)}), *lites]
+
+
+def pictures(kind: str, size: int, count: int) -> tuple[Tensor, Tensor]:
+    """Held-out images, (count, 3, size, size), and the modes that they differ by: hair styles, shades."""
+    if kind == "faces":
+        portraits = [Faces(split="test").attributes(index) for index in range(count)]
+        images = torch.cat([draw(portraits[i : i + 64], size) for i in range(0, count, 64)])
+        return images, torch.tensor([list(HAIR_STYLES).index(p.hair_style) for p in portraits])
+    tissue = Tissue(size, split="test")
+    images = torch.stack([tissue.image(0, np.random.default_rng(i)) for i in range(count)])
+    return images, images.mean((1, 2, 3))
+
+
+@torch.no_grad()
+def measure(network: Layers, images: Tensor, modes: Tensor) -> dict[str, object]:
+    """The curves of the layer that is chosen, and how far the halves of two images glued together are."""
+    real, other = images.chunk(2)
+    see = [torch.cat([network(part) for part in to_pixels(x).split(64)]) for x in (real, other, glued(other))]
+    rise = {k: [round(d, 4) for _, d in v] for k, v in response_curves(network, images, modes).items()}
+    return {
+        "num_features": see[0].shape[1],
+        "floor": round(frechet_distance(see[0], see[1]), 4),
+        "glued": round(frechet_distance(see[0], see[2]), 4),
+        "curves": rise,
+        "rises": [k for k, v in rise.items() if all(b > 0.99 * a for a, b in pairwise(v))],
+    }
+
+
+def main() -> None:
+    """Measure what is missing."""
+    torch.set_num_threads(1)
+    keys = ("network", "layer", "data", "size", "count")
+    done = {tuple(row[key] for key in keys) for row in rows(TABLE)}
+    for network, count in product(networks(), COUNTS):
+        for kind, size in product(("faces", "tissue"), SIZES):
+            found = [(network.name, layer, kind, size, count) for layer in network.layers]
+            if done.issuperset(found):
+                continue
+            images, modes = pictures(kind, size, 2 * count)
+            begin = time.perf_counter()
+            network.see(to_pixels(images[:64]))
+            milliseconds = round((time.perf_counter() - begin) / 64 * 1000, 1)
+            network.seen.clear()
+            for layer, key in zip(network.layers, found, strict=True):
+                network.layer = layer
+                row = dict(zip(keys, key, strict=True)) | measure(network, images, modes)
+                row |= {"ms": milliseconds, "hardware": hardware(torch.device("cpu"))}
+                with TABLE.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
