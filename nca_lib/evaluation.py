@@ -6,9 +6,8 @@ without its *floor*: the same distance, at the same counts, between real images 
 numbers were measured by, `sound` is what to report, `quick` fits into minutes on two cores.
 
 Each image is drawn once and seen by several extractors ([`default_extractors`][]): an order of models that
-only one of them finds may be its own taste. Only with Inception's features is the Frechet distance called
-`fid` and the kernel distance `kid`; with others they are `frechet_distance` and `kernel_distance`, numbers
-that cannot be compared with published ones.
+only one of them finds may be its own taste. Only with Inception's features are the distances called `fid` and
+`kid`; as `frechet_distance` and `kernel_distance` they cannot be compared with published ones.
 """
 
 from __future__ import annotations
@@ -131,9 +130,8 @@ def real_and_floor(
     return real, RealImages(splits[other], other, 0, rest, seed)
 
 
-def _check_counts(
-    counts: dict[str, int], protocol: str, subset_size: int, extractors: Sequence[Extractor]
-) -> None:
+def _check_counts(counts: dict[str, int], protocol: str, extractors: Sequence[Extractor]) -> None:
+    subset_size = PROTOCOLS[protocol].subset_size
     widest = max(extractors, key=lambda extractor: extractor.num_features)
     needed = widest.num_features + 1
     for what, count in counts.items():
@@ -204,7 +202,7 @@ def evaluate(
     real, floor = real_and_floor({"train": train, "test": test}, rules, count, seed)
     counts = {"generated": count, "real": real.count, "floor": floor.count}
     extractors = extractors or default_extractors(min(counts.values()))
-    _check_counts(counts, protocol, rules.subset_size, extractors)
+    _check_counts(counts, protocol, extractors)
     full = _comparison_recipe(protocol, extractors, real, floor, counts, judge) | (recipe or {})
     digest = hashlib.sha256(json.dumps([full, batch], sort_keys=True).encode()).hexdigest()
     name = f"evaluation-{protocol}-{digest[:12]}"

@@ -14,8 +14,8 @@ def default_extractors(count: int | None = None, *, inception: str | Path | None
     """Every extractor that is there: the small one, EfficientNet-Lite0 and Inception.
 
     Args:
-        count: leave out those whose features are too many for a covariance of so many images; the small one
-            stays in any case.
+        count: leave out those whose features are too many for a covariance of so many images; where all are,
+            the small one stays.
         inception: the file of Inception's weights; by default, Inception is used where torch-fidelity and its
             weights are.
 
