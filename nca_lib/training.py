@@ -63,7 +63,8 @@ def decay_factor(options: Training, step: int, progress: float) -> float:
 
 def snapshot_steps(options: Training) -> list[int]:
     """The steps after which snapshots are kept, ascending: ..., a quarter of all, half of all."""
-    return [options.steps >> halvings for halvings in range(options.snapshots, 0, -1)]
+    steps = [options.steps >> halvings for halvings in range(options.snapshots, 0, -1)]
+    return [step for step in steps if step > 0]
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
