@@ -158,6 +158,7 @@ experiment = "digits-diff-nca"
 name = "first"
 [entry.overrides]
 "training.steps" = 2
+"training.snapshots" = 0
 "training.compile" = false
 "model.channels" = 4
 "model.hidden" = 8
@@ -169,6 +170,7 @@ experiment = "digits-vnca"
 name = "second"
 [entry.overrides]
 "training.steps" = 2
+"training.snapshots" = 0
 "training.compile" = false
 "model.size" = 16
 "model.latent" = 16
@@ -227,7 +229,9 @@ def test_seeds_train_each_entry_anew(tmp_path: Path) -> None:
 
 
 def test_snapshots_have_rows_of_their_own(tmp_path: Path) -> None:
-    text = first_only(SMALL).replace('"training.steps" = 2', '"training.steps" = 8\n"training.snapshots" = 2')
+    text = first_only(SMALL).replace(
+        '.steps" = 2\n"training.snapshots" = 0', '.steps" = 8\n"training.snapshots" = 2'
+    )
     small = small_matrix(tmp_path, text)
     found = matrix.run(small, tmp_path / "runs", tmp_path / "t.jsonl", device="cpu", progress=lambda _: None)
     assert [(row["weights"], row["steps"]) for row in found] == [

@@ -232,7 +232,7 @@ def test_adam_is_given_clipped_gradients_and_the_decay_asked_for(
     tmp_path: Path, clip: float, beta2: float
 ) -> None:
     train(diffusing(steps=1, clip=clip, beta2=beta2), tmp_path, device="cpu", progress=False)
-    moments = checkpoint(tmp_path)["optimizer"]["state"].values()
+    moments = checkpoint(tmp_path)["optimizers"][0]["state"].values()
     gradients = [moment["exp_avg"] / 0.1 for moment in moments]  # after one step the mean is (1 - 0.9) g
     assert float(nn.utils.get_total_norm(gradients)) == pytest.approx(clip, rel=1e-3)
     for gradient, moment in zip(gradients, moments, strict=True):
@@ -243,7 +243,7 @@ def test_gradients_below_the_norm_are_not_clipped(tmp_path: Path) -> None:
     norms = []
     for clip in (1e3, 1e6):
         train(diffusing(steps=1, clip=clip), tmp_path / str(clip), device="cpu", progress=False)
-        moments = checkpoint(tmp_path / str(clip))["optimizer"]["state"].values()
+        moments = checkpoint(tmp_path / str(clip))["optimizers"][0]["state"].values()
         norms.append(float(nn.utils.get_total_norm([moment["exp_avg"] / 0.1 for moment in moments])))
     assert norms[0] == norms[1] > 0.1
 
