@@ -19,6 +19,7 @@ from nca_lib.noise import (
     Purpose,
     TorchNoise,
     firing_from,
+    firing_mask,
     philox,
 )
 
@@ -104,6 +105,7 @@ def test_a_later_batch_continues_the_samples_of_a_larger_one() -> None:
 def test_channels_do_not_depend_on_how_many_are_asked_for() -> None:
     many = CounterNoise(1).normal(torch.empty(1, 9, 4, 4), Purpose.START, 0)
     few = CounterNoise(1).normal(torch.empty(1, 3, 4, 4), Purpose.START, 0)
+    assert many.shape == (1, 9, 4, 4)
     assert torch.equal(few, many[:, :3])
 
 
@@ -204,16 +206,32 @@ def test_fixed_masks_are_those_of_every_call_and_of_one_sample_only() -> None:
     assert torch.equal(early, late)
     assert not torch.equal(one_step(fresh, 0.25) != 0, one_step(fresh, 0.75) != 0)
     assert not torch.equal(early[0], early[1])
-    steps = [fixed.uniform(LIKE, Purpose.FIRING, 5, k) for k in range(6)]  # but each NCA step has its own
-    assert len({step.sum().item() for step in steps}) == 6
+    for k in range(6):  # but each NCA step has its own: those of step 0
+        mask = fixed.uniform(LIKE, Purpose.FIRING, 5, k)
+        assert torch.equal(mask, fresh.uniform(LIKE, Purpose.FIRING, 0, k))
     later = FixedMasks(CounterNoise(2, first_sample=1))
     assert torch.equal(one_step(later, 0.5, batch=2) != 0, early[1:])
 
 
-def test_fixed_masks_leave_all_other_noise_as_it_is() -> None:
+@pytest.mark.parametrize("kind", [FixedMasks, ExpectedUpdates])
+def test_without_fresh_masks_all_other_noise_is_as_it_was(kind: type[FixedMasks | ExpectedUpdates]) -> None:
+    source = CounterNoise(2)
     for step in (0, 4):
-        drawn = FixedMasks(CounterNoise(2)).normal(LIKE, Purpose.SAMPLER, step)
-        assert torch.equal(drawn, CounterNoise(2).normal(LIKE, Purpose.SAMPLER, step))
+        drawn = kind(source).normal(LIKE, Purpose.SAMPLER, step)
+        assert torch.equal(drawn, source.normal(LIKE, Purpose.SAMPLER, step))
+    numbers = ExpectedUpdates(source).uniform(LIKE, Purpose.FIRING, 4, 6)
+    assert torch.equal(numbers, source.uniform(LIKE, Purpose.FIRING, 4, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_cell_fires_if_its_number_is_below_the_probability(dtype: torch.dtype) -> None:
+    class Given(TorchNoise):
+        def uniform(self, like: torch.Tensor, purpose: Purpose, step: int, substep: int) -> torch.Tensor:
+            return torch.tensor([0, 0.25 - 2**-24, 0.25, 0.75]).view(1, 1, 1, 4)
+
+    mask = firing_mask(Given(), torch.empty(1, 3, 1, 4, dtype=dtype), 0.25, 0, 0)
+    assert mask.dtype == dtype
+    assert mask.flatten().tolist() == [1, 1, 0, 0]
 
 
 def test_the_expected_update_is_the_mean_over_all_masks() -> None:

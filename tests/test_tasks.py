@@ -7,13 +7,37 @@ from typing import Any
 import pytest
 import torch
 from test_training import diffusing, growing
-from torch import Tensor
+from torch import Tensor, nn
 
 from nca_lib import tasks
 from nca_lib.experiment import Experiment
-from nca_lib.tasks import DiffusionTask, GrowingTask
+from nca_lib.tasks import DiffusionTask, GrowingTask, task_of
 
 CPU = torch.device("cpu")
+
+
+def vnca() -> Experiment:
+    model = {"kind": "vnca", "size": 8, "image_channels": 1, "latent": 12, "hidden": 8}
+    return Experiment.from_dict({"name": "tiny", "model": model, "data": {"kind": "digits", "size": 8}})
+
+
+@pytest.mark.parametrize("experiment", [diffusing(), growing("grow"), vnca()], ids=["nca", "growing", "vnca"])
+def test_evaluations_and_previews_repeat_and_leave_the_random_state_alone(experiment: Experiment) -> None:
+    torch.manual_seed(0)
+    task = task_of(experiment, CPU)
+    for parameter in task.model.parameters():  # so that those that start with updates of zero do something
+        nn.init.normal_(parameter, std=0.1)
+    for look in (task.evaluate, task.preview):
+        seen = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            seen.append(torch.as_tensor(look(task.model)))
+            assert torch.equal(torch.get_rng_state(), before)
+        assert torch.equal(*seen)
+    images = seen[0]
+    assert len(images) == 8
+    assert 0 <= images.min() < images.max() <= 1
 
 
 def test_each_batch_has_a_timestep_from_every_stratum_and_all_timesteps_come(
@@ -76,3 +100,16 @@ def test_of_eight_states_the_three_best_are_damaged(monkeypatch: pytest.MonkeyPa
 def test_growing_begins_with_seeds_whatever_the_pool_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     task, _ = ordered_pool("grow", monkeypatch)
     assert torch.equal(task.pool.states, task.model.seed(40, 8))
+
+
+def test_growing_rolls_out_for_as_long_as_told_and_previews_twice_as_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, lengths = GrowingTask(growing("persist"), CPU), []
+    monkeypatch.setattr(tasks, "rollout", lambda automaton, state, steps: lengths.append(steps) or state)
+    torch.manual_seed(0)
+    for _ in range(60):
+        task.loss()
+    assert set(lengths) == {3, 4, 5}
+    task.evaluate(task.model), task.preview(task.model)
+    assert lengths[-2:] == [5, 10]

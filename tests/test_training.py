@@ -160,13 +160,6 @@ def test_a_growing_automaton_learns(tmp_path: Path) -> None:
     assert last < 0.95 * weights.record(tmp_path / "untrained" / "model.safetensors")["held_out_loss"]
 
 
-def test_evaluation_repeats_and_leaves_the_random_state_alone() -> None:
-    task = DiffusionTask(diffusing(), torch.device("cpu"))
-    before = torch.get_rng_state()
-    assert task.evaluate(task.model) == task.evaluate(task.model)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_a_loss_that_is_not_finite_stops_with_step_and_tensor_and_keeps_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
