@@ -1,9 +1,10 @@
 # book  execute every notebook and write the HTML book      test  the whole test suite, built pages included
 # lab   work on the notebooks in JupyterLab                 lint  ruff, mypy, import-linter
 # bench speed and memory, always as ratios in one run       clean forget the built book
+# mutants  small changes of the code that no test notices (a quarter of an hour)
 #
 # Each sets up .venv by itself, and again only when requirements.txt or pyproject.toml change.
-.PHONY: book test lab lint bench clean
+.PHONY: book test lab lint bench mutants clean
 .DEFAULT_GOAL := book
 
 PYTHON ?= python3
@@ -42,5 +43,12 @@ lint: $(SETUP)
 bench: $(SETUP)
 	@python benchmarks/run.py
 
+# What a mutant asks for may have no end: memory is limited here, time by mutmut.
+mutants: $(SETUP)
+	@rm -rf mutants
+	@ulimit -v 12000000; OMP_NUM_THREADS=1 mutmut run
+	@mutmut results | sed -n 's/: survived//p' | xargs -n 1 mutmut show > mutants/survivors.diff
+	@echo "$$(grep -c '^@@' mutants/survivors.diff) changes that no test noticed: mutants/survivors.diff"
+
 clean:
-	rm -rf _build
+	rm -rf _build mutants

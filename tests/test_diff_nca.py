@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nca_lib import diff_nca
-from nca_lib.diff_nca import CellNorm, DiffNCA, compile_step, lift
+from nca_lib import diff_nca, fourier
+from nca_lib.baselines import VNCA
+from nca_lib.diff_nca import Cell, CellNorm, DiffNCA, compile_step, lift
+from nca_lib.diffusion import MLP, Denoiser, noise_schedule
 from nca_lib.fast import fast_step
 from nca_lib.fourier import FourierDiffNCA
-from nca_lib.noise import CounterNoise, firing_from
+from nca_lib.noise import CounterNoise, Purpose, firing_from
 
 
 def model(steps: int = 3, **options: object) -> DiffNCA:
@@ -34,7 +36,8 @@ def parameters(network: DiffNCA) -> int:
 
 
 def test_the_published_configurations_have_their_published_parameter_counts() -> None:
-    assert parameters(DiffNCA(96, 512)) == 336_528
+    assert parameters(DiffNCA()) == parameters(DiffNCA(96, 512)) == 336_528
+    assert DiffNCA().steps == 20
     assert parameters(DiffNCA(96, 512, weight_norm=False)) == 334_600
     assert parameters(DiffNCA(96, 396, weight_norm=False, norm="group", modulation=False)) == 208_792
 
@@ -92,6 +95,34 @@ def test_the_image_channels_never_change(options: dict[str, object]) -> None:
     assert torch.equal(network.seed(noisy)[:, 3:], torch.zeros(2, 7, 12, 13, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("kind", [DiffNCA, FourierDiffNCA])
+def test_of_grey_images_one_channel_is_read_only_and_the_next_is_the_prediction(kind: type[DiffNCA]) -> None:
+    torch.manual_seed(0)
+    options = {"frequencies": 3} if kind is FourierDiffNCA else {}
+    network = kind(8, 16, 2, image_channels=1, update_probability=1.0, **options)
+    noisy, time = torch.randn(2, 1, 9, 8), torch.tensor([0.2, 0.7])
+    start = network.initial_state(noisy, time)
+    last = list(network.rollout(start, time))[-1]
+    assert torch.equal(last[:, :1], noisy)
+    assert (last != start).flatten(2).any(2).all(0).tolist() == [False] + [True] * 7
+    assert torch.equal(network(noisy, time), last[:, 1:2])
+    if kind is FourierDiffNCA:
+        seed = network.spectrum_seed(noisy)
+        changed = list(network.spectrum_rollout(seed, time))[-1] != seed
+        assert changed.flatten(2).any(2).all(0).tolist() == ([False] + [True] * 7) * 2
+
+
+@pytest.mark.parametrize("kind", [DiffNCA, FourierDiffNCA])
+def test_every_cell_is_told_place_and_time_as_the_model_is_asked_to(kind: type[DiffNCA]) -> None:
+    for encoding in ("reference", "sinusoidal"):
+        cells = [m for m in kind(8, 16, 1, encoding=encoding).modules() if isinstance(m, Cell)]
+        assert {cell.encoding for cell in cells} == {encoding}
+    blind = kind(8, 16, 1, position=False)
+    assert not blind.cell.position
+    assert all(cell.position for cell in blind.modules() if isinstance(cell, Cell) and cell is not blind.cell)
+    assert kind(8, 16, 1).cell.position
+
+
 @pytest.mark.parametrize("weight_norm", [True, False])
 def test_zero_init_predicts_zero_but_can_learn(weight_norm: bool) -> None:
     network = model(zero_init=True, weight_norm=weight_norm)
@@ -120,6 +151,13 @@ def test_group_norm_sees_everything() -> None:
     noisy.requires_grad_()
     network(noisy, time)[0, :, 7, 7].sum().backward()
     assert (noisy.grad.abs().sum(dim=(0, 1)) > 0).all()
+
+
+def test_group_norm_makes_one_group_of_all_channels() -> None:
+    x = torch.randn(2, 16, 5, 4, dtype=torch.float64) * torch.logspace(-1, 1, 16).view(1, 16, 1, 1)
+    centred = x - x.mean((1, 2, 3), keepdim=True)
+    variance = centred.square().mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(model(norm="group").cell.norm(x), centred / (variance + 1e-5).sqrt())
 
 
 def test_without_position_a_shifted_image_has_a_shifted_output() -> None:
@@ -170,6 +208,41 @@ def test_checkpointing_changes_neither_values_nor_gradients(probability: float) 
         results.append([output.detach(), noisy.grad, *(p.grad for p in network.parameters())])
     for plain, recomputed in zip(*results, strict=True):
         torch.testing.assert_close(recomputed, plain, atol=1e-12, rtol=1e-12)
+
+
+def test_only_checkpointing_under_gradients_recomputes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counting(cell: Any, *inputs: Any, **options: Any) -> Any:
+        calls.append(cell)
+        return checkpoint(cell, *inputs, **options)
+
+    checkpoint = diff_nca.checkpoint
+    for module in (diff_nca, fourier):
+        monkeypatch.setattr(module, "checkpoint", counting)
+    noisy, time = torch.randn(2, 3, 8, 8), torch.tensor([0.2, 0.7])
+    for options, count in ({}, 0), ({"checkpointing": True}, 3 + 5):
+        network = FourierDiffNCA(8, 16, 3, frequencies=3, spectrum_steps=5, **options)
+        network(noisy, time)
+        assert len(calls) == count
+        with torch.no_grad():
+            network(noisy, time)
+        assert len(calls) == count
+
+
+def test_masks_are_asked_for_by_time_and_step_and_not_at_all_where_every_cell_fires() -> None:
+    class Recording(CounterNoise):
+        def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+            asked.append((purpose, step, substep))
+            return super().uniform(like, purpose, step, substep)
+
+    asked: list[tuple[Purpose, int, int]] = []
+    noisy, _ = inputs()
+    time = torch.tensor([0.25, 0.25], dtype=torch.float64)  # as an address, in parts of 2^20
+    for probability in (0.6, 1.0):
+        with firing_from(network := model(update_probability=probability), Recording(0)):
+            network(noisy, time)
+    assert asked == [(Purpose.FIRING, 2**18, k) for k in range(3)]
 
 
 def test_a_batch_of_one_equals_its_row_of_a_batch() -> None:
@@ -267,29 +340,63 @@ def test_the_fast_path_equals_the_literal_one(options: dict[str, Any], probabili
     assert float((low - literal).norm() / literal.norm()) < 2e-2  # bf16 keeps 8 bits, over 4 steps
 
 
-def test_the_fast_path_is_only_taken_where_all_images_share_a_time_and_nothing_is_learned() -> None:
-    torch.manual_seed(0)
-    network = DiffNCA(10, 16, 3, position=False, update_probability=1.0)
-    noisy = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        apart = [
-            network(image[None], time[None])
-            for image, time in zip(noisy, torch.tensor([0.2, 0.7]), strict=True)
-        ]
-        together = network(noisy, torch.tensor([0.2, 0.7]))
-    torch.testing.assert_close(together, torch.cat(apart))
-    network(noisy, torch.tensor([0.5, 0.5])).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
-
-
-def test_without_a_compiler_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "folds"),
+    [({"position": False}, True), ({"position": True}, False), ({"norm": "group"}, None)],
+)
+def test_the_fast_path_is_only_taken_where_all_images_share_a_time_and_nothing_is_learned(
+    options: dict[str, Any], folds: bool | None
 ) -> None:
-    monkeypatch.setattr(diff_nca.shutil, "which", lambda name: None)
+    torch.manual_seed(0)
+    network, folded = DiffNCA(10, 16, 3, update_probability=1.0, **options), []
+
+    def watched(state: Tensor, told: Tensor | None, *rest: Any) -> Tensor:
+        folded.append(told is None)
+        return fast_step(state, told, *rest)
+
+    network.fast_step = watched
+    noisy, shared, apart = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.7])
+    network(noisy, shared).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    with torch.no_grad():
+        together = network(noisy, apart)
+        assert not folded
+        alone = [network(image[None], time[None]) for image, time in zip(noisy, apart, strict=True)]
+        network(noisy, shared)
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert folded == ([] if folds is None else [folds] * 3 * 3)  # three calls of three steps
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "reason"),
+    [("cpu", "", "no C++ compiler found"), ("mps", "g++ clang++", "unsupported on mps")],
+)
+def test_where_nothing_is_compiled_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    device: str,
+    there: str,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(diff_nca.shutil, "which", lambda name: name if name in there.split() else None)
     network = DiffNCA(8, 16, 2)
-    compile_step(network, torch.device("cpu"))
-    assert capsys.readouterr().out == "not compiling: no C++ compiler found\n"
+    compile_step(network, torch.device(device))
+    assert capsys.readouterr().out == f"not compiling: {reason}\n"
     assert network.fast_step is fast_step
+
+
+def test_of_each_model_the_part_that_repeats_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    automaton, plain, vnca = FourierDiffNCA(8, 16, 2), MLP(4), VNCA(8, latent=12, hidden=8)
+    diffusing = [Denoiser(network, noise_schedule()) for network in (automaton, plain)]
+    for compiler in ("g++", "clang++", "cl"):
+        monkeypatch.setattr(diff_nca.shutil, "which", {compiler: compiler}.get)
+        for module in (*diffusing, vnca, plain):
+            compile_step(module, torch.device("cpu"))
+        assert compiled == [automaton.cell, automaton.spectrum_cell, plain, vnca.update, plain]
+        compiled.clear()
 
 
 def test_on_a_gpu_kernels_are_tuned(monkeypatch: pytest.MonkeyPatch) -> None:

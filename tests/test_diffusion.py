@@ -44,6 +44,11 @@ def test_the_linear_schedule_adds_the_variances_of_ho_et_al() -> None:
     torch.testing.assert_close(betas.diff(), torch.full((99,), 0.0199 / 99, dtype=torch.float64))
 
 
+def test_variances_are_clipped_at_both_ends() -> None:
+    betas = noise_schedule("cosine", 4000).betas
+    assert (float(betas.min()), float(betas.max())) == (1e-4, 0.9999)
+
+
 def test_the_sigmoid_schedule_is_symmetric() -> None:
     alpha_bar = noise_schedule("sigmoid", 300).alpha_bar
     # The curve at s and at 1 - s adds up to one; index t stands for s = (t + 1)/T.
@@ -135,7 +140,7 @@ class Oracle(nn.Module):
         self.answer = answer
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
-        self.time = time
+        self.noisy, self.time = noisy, time
         return self.answer
 
 
@@ -157,7 +162,25 @@ def test_a_student_is_compared_with_its_teachers_network(target: str) -> None:
     schedule, answer = noise_schedule(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
     teacher, student = (Denoiser(Oracle(x), schedule, target) for x in (answer, answer + 0.5))
     assert float(student.loss(clean, t, noise, teacher)) == pytest.approx(0.25 + 0.5, rel=1e-6)
+    assert torch.equal(teacher.network.noisy, student.network.noisy)
     assert torch.equal(teacher.network.time, t / 300)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_noise_has_the_images_precision_whatever_the_networks_is(target: str, dtype: torch.dtype) -> None:
+    clean, noise, t = (x.to(dtype) if x.is_floating_point() else x for x in example())
+    schedule = noise_schedule()
+    assert target_of(target, schedule, clean, noise, t).dtype == dtype
+    denoiser = Denoiser(Oracle(clean.bfloat16()), schedule, target)
+    assert denoiser(schedule.add_noise(clean, t, noise), schedule.time(t)).dtype == dtype
+
+
+def test_a_denoiser_predicts_noise_unless_told_otherwise() -> None:
+    clean, noise, t = example()
+    denoiser, schedule = Denoiser(Oracle(noise), noise_schedule()), noise_schedule()
+    assert torch.equal(denoiser(clean, schedule.time(t)), noise)
+    assert float(denoiser.loss(clean, t, noise)) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_loss_is_squared_plus_absolute_error() -> None:
@@ -176,6 +199,18 @@ def test_the_small_network_tells_times_apart() -> None:
     distance = torch.cdist(output, output, compute_mode="donot_use_mm_for_euclid_dist")
     distance.fill_diagonal_(1)
     assert distance.min() > 1e-5
+
+
+def test_the_small_network_is_three_hidden_layers_on_pixels_and_waves_of_time() -> None:
+    torch.manual_seed(0)
+    network, noisy, time = MLP(), torch.randn(3, 1, 8, 8), torch.tensor([0.0, 0.3, 0.9])
+    waves = [f(math.pi / 2 * 2**k * time) for f in (torch.sin, torch.cos) for k in range(8)]
+    x = torch.cat([noisy.flatten(1), torch.stack(waves, dim=1)], dim=1)
+    *hidden, last = [layer for layer in network.layers if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in (*hidden, last)] == [256, 256, 256, 64]
+    for layer in hidden:
+        x = nn.functional.silu(layer(x))
+    torch.testing.assert_close(network(noisy, time), last(x).view(3, 1, 8, 8))
 
 
 def test_min_snr_weighs_the_same_mistake_alike_whatever_the_network_predicts() -> None:

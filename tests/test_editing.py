@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from nca_lib.editing import (
 )
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, Purpose
-from nca_lib.samplers import SAMPLERS, Constraint, ddim, ddpm, sample, timestep_array
+from nca_lib.samplers import SAMPLERS, Constraint, SamplerState, ddim, ddpm, sample, timestep_array
 
 DEVIATION, CORRELATION = 0.2, 0.8
 
@@ -191,11 +192,14 @@ def test_a_canvas_of_any_shape_is_constant_around_it(denoiser: Denoiser) -> None
     y, x = torch.meshgrid(torch.arange(16), torch.arange(12), indexing="ij")
     disc = ((y - 8) ** 2 + (x - 6) ** 2 < 25)[None, None]
     drawn = sample(
-        denoiser, denoiser.schedule, (16, 12), count=2, steps=6, constraint=shaped_canvas(disc, fill=-0.4)
+        denoiser, denoiser.schedule, (16, 12), count=3, steps=6, constraint=shaped_canvas(disc, fill=-0.4)
     )
     outside = ~disc.expand_as(drawn)
     assert torch.equal(drawn[outside], torch.full_like(drawn[outside], -0.4))
     assert drawn[~outside].std() > 0.1
+    white, visited = shaped_canvas(disc), timestep_array(50, 6)
+    assert white.path(visited) == visited  # a constant needs no resampling
+    assert torch.equal(white.image, torch.ones(1, 3, 16, 12))
 
 
 def test_ddnm_draws_the_details_of_a_gaussian_and_leaves_the_means() -> None:
@@ -311,6 +315,10 @@ def test_every_blend_of_noise_is_noise() -> None:
     torch.testing.assert_close(
         cosine.clamp(max=1).acos(), torch.linspace(0, torch.pi / 2, 5), atol=0.02, rtol=0
     )
+    cosine = F.cosine_similarity(normal.flatten(1), normal[-1:].flatten(1))
+    torch.testing.assert_close(
+        cosine.clamp(max=1).acos(), torch.linspace(torch.pi / 2, 0, 5), atol=0.02, rtol=0
+    )
     uniform = blend.uniform(like, Purpose.FIRING, 7, 1)
     assert uniform.min() >= 0
     assert uniform.max() < 1
@@ -319,6 +327,17 @@ def test_every_blend_of_noise_is_noise() -> None:
     for end, seed in ((0, 1), (4, 2)):
         assert torch.equal(uniform[end], CounterNoise(seed).uniform(like[:1], Purpose.FIRING, 7, 1)[0])
         assert torch.equal(normal[end], CounterNoise(seed).normal(like[:1], Purpose.START, 0)[0])
+
+
+def test_blends_of_the_extreme_uniform_numbers_stay_below_one() -> None:
+    class Extremes(CounterNoise):
+        def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+            return torch.tensor([0, 1 - 2.0**-24]).view(1, 1, 1, 2)
+
+    blend = BlendedNoise(Extremes(0), Extremes(0), torch.tensor([0.0, 0.5, 1.0]))
+    lowest, highest = blend.uniform(torch.empty(3, 3, 1, 2), Purpose.FIRING, 0, 0).unbind(3)
+    assert (lowest >= 0).all() and (lowest < 2**-24).all()
+    assert (highest == 1 - 2**-24).all()  # the float32 before 1
 
 
 def test_impossible_edits_are_refused(denoiser: Denoiser, image: Tensor, mask: Tensor) -> None:
@@ -334,6 +353,39 @@ def test_impossible_edits_are_refused(denoiser: Denoiser, image: Tensor, mask: T
         vary(denoiser, image, 1.5)
     with pytest.raises(EditingError, match="count is 1"):
         interpolate(denoiser, (0, 1), 1, (8, 8))
+
+
+def test_an_edit_uses_the_sampler_the_steps_and_the_seed_it_is_given(
+    denoiser: Denoiser, image: Tensor, mask: Tensor
+) -> None:
+    def edits(**options: object) -> dict[str, Tensor]:
+        return {
+            "repaint": inpaint(denoiser, image, mask, jump=2, repeats=3, **options),
+            "inpaint": inpaint(denoiser, image, mask, method="published", **options),
+            "ddnm": upscale(denoiser, image, 2, **options),
+            "upscale": upscale(denoiser, image, 2, method="published", strength=0.4, **options),
+            "vary": vary(denoiser, image, **options),
+        }
+
+    def counting(*inputs: object, **options: object) -> Iterator[SamplerState]:
+        states = list(ddim(*inputs, **options))
+        calls.append(len(states))
+        return iter(states)
+
+    calls: list[int] = []
+    first, second = edits(sampler=counting, steps=7), edits(sampler=counting, steps=7, seed=1)
+    assert calls == [7 + 3 * 2 * 2, 7, 7, 7, 7] * 2  # three stretches of two steps, gone twice more
+    same, ours = edits(sampler=ddim, steps=7, seed=0), edits(steps=7)
+    for edit, result in first.items():
+        assert torch.equal(result, same[edit])
+        assert not torch.allclose(result, second[edit], atol=1e-3)
+        assert torch.equal(ours[edit], result) == (edit == "vary")  # the others' usual sampler is DDPM
+
+
+def test_the_shortest_walk_is_its_two_ends(denoiser: Denoiser) -> None:
+    walk = interpolate(denoiser, (3, 8), 2, (8, 6), steps=3)
+    alone = [sample(denoiser, denoiser.schedule, (8, 6), steps=3, seed=seed) for seed in (3, 8)]
+    torch.testing.assert_close(walk, torch.cat(alone), atol=1e-5, rtol=0)
 
 
 def test_a_size_that_the_model_cannot_take_is_refused_by_the_model() -> None:

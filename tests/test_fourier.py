@@ -29,6 +29,7 @@ def parameters(model: nn.Module) -> int:
         (lambda: DiffNCA(96, 512), 336_528),
         (lambda: FourierDiffNCA(48, 512, norm="group"), 524_768),
         (lambda: FourierDiffNCA(96, 512), 1_098_144),
+        (lambda: FourierDiffNCA(), 1_098_144),
         (lambda: FourierDiffNCA(128, 640), 1_845_792),
         (lambda: VNCA(), 9_732_416),
     ],
@@ -157,6 +158,16 @@ def test_a_seed_scales_with_the_picture_and_not_with_its_size() -> None:
     wave = torch.cos(2 * math.pi * torch.arange(16) / 16).expand(1, 3, 16, 16)
     larger = torch.cos(2 * math.pi * torch.arange(48) / 48).expand(1, 3, 40, 48)
     torch.testing.assert_close(model.spectrum_seed(larger), model.spectrum_seed(wave), atol=1e-6, rtol=0)
+
+
+def test_there_are_two_steps_in_frequency_space_for_each_frequency_unless_told_otherwise() -> None:
+    def steps(**options: int) -> int:
+        model = FourierDiffNCA(8, 8, 1, **options)
+        seed = model.spectrum_seed(torch.randn(1, 3, 32, 32))
+        return len(list(model.spectrum_rollout(seed, torch.tensor([0.5]))))
+
+    assert (steps(), steps(frequencies=4), steps(frequencies=4, spectrum_steps=3)) == (32, 8, 3)
+    assert FourierDiffNCA().steps == 20
 
 
 def test_sizes_below_the_window_are_refused_by_name() -> None:

@@ -377,6 +377,37 @@ class Ones(TorchNoise):
         return torch.ones_like(like)
 
 
+def test_noise_is_drawn_at_addresses_that_count_the_visits() -> None:
+    class Addresses(CounterNoise):
+        def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+            drawn.append((purpose, step))
+            return super().normal(like, purpose, step)
+
+    drawn: list[tuple[Purpose, int]] = []
+    schedule = noise_schedule("cosine", 50)
+    path = Visiting(49, 30, 20, 30, 20, 30, 20, -1)
+    list(ddpm(GaussianDenoiser(schedule), START, schedule, noise=Addresses(0), constraint=path))
+    down, up = Purpose.SAMPLER, Purpose.START  # visit v of timestep t is 50 v + t; 0 is the start's own
+    assert drawn == [(down, 49), (down, 30), (up, 21), (down, 80), (up, 71), (down, 130)]
+
+
+@pytest.mark.parametrize("sampler", [ddim, dpm_solver, heun])
+def test_the_probability_flow_draws_no_noise(sampler: object) -> None:
+    schedule, before = noise_schedule("cosine", 50), torch.get_rng_state()
+    list(sampler(GaussianDenoiser(schedule), START, schedule, steps=5, noise=TorchNoise()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_unless_told_otherwise_samplers_make_their_usual_number_of_calls(denoiser: Denoiser) -> None:
+    schedule = noise_schedule("cosine", 100)
+    oracle = GaussianDenoiser(schedule)
+    calls = {name: len(list(sampler(oracle, START, schedule))) for name, sampler in SAMPLERS.items()}
+    assert calls == {"ddpm": 100, "ddim": 50, "dpm_solver": 20, "heun": 20}
+    drawn = sample(Denoiser(denoiser.network, schedule), schedule, (4, 4))
+    told = sample(Denoiser(denoiser.network, schedule), schedule, (4, 4), sampler=ddim, steps=50, seed=0)
+    assert torch.equal(drawn, told)
+
+
 def test_the_multistep_solver_forgets_its_history_at_a_jump_back() -> None:
     schedule = noise_schedule("cosine", 50)
     path, denoiser = [49, 40, 30, 20, 40, 30, 20, -1], Recording(schedule)

@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from nca_lib import training, weights
 from nca_lib.diff_nca import Pointwise
 from nca_lib.experiment import Experiment, Training
 from nca_lib.tasks import DiffusionTask
-from nca_lib.training import Run, TrainingError, averaged, decay_factor, train
+from nca_lib.training import Run, TrainingError, _nonfinite, averaged, decay_factor, train
 
 
 def diffusing(**training: Any) -> Experiment:
@@ -135,6 +136,31 @@ def test_a_killed_process_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
 
 
+def test_a_resumed_run_goes_on_counting_seconds(tmp_path: Path) -> None:
+    train(diffusing(steps=4), tmp_path, device="cpu", progress=False)
+    spent = checkpoint(tmp_path) | {"seconds": 1000.0}
+    torch.save(spent, tmp_path / "checkpoint.pt")
+    train(diffusing(steps=6), tmp_path, device="cpu", progress=False, resume=True)
+    assert 1000 < checkpoint(tmp_path)["seconds"] < 1600
+
+
+def test_progress_is_reported_by_moving_averages(tmp_path: Path) -> None:
+    nothing: Any = None
+    run = Run(diffusing(batch=6), tmp_path / "in" / "depth", nothing, nothing, nothing, torch.device("cpu"))
+    run.count(5.0, seconds=2.0)
+    assert (run.step, run.seconds, run.smooth_loss, run.images_per_second) == (1, 2.0, 5.0, 3.0)
+    run.count(10.0, seconds=2.5)  # 12 images a second
+    assert (run.step, run.seconds) == (2, 2.5)
+    assert run.smooth_loss == pytest.approx(0.98 * 5 + 0.02 * 10)
+    assert run.images_per_second == pytest.approx(0.98 * 3 + 0.02 * 12)
+
+
+def test_a_run_uses_the_best_device_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "best_device", lambda: torch.device("cpu"))
+    train(diffusing(steps=1), tmp_path, progress=False)
+    assert weights.record(tmp_path / "model.safetensors")["hardware"].endswith("(cpu)")
+
+
 def test_a_different_seed_makes_a_different_run(tmp_path: Path) -> None:
     first = train(diffusing(steps=2), tmp_path / "a", device="cpu", progress=False).state_dict()
     second = train(diffusing(steps=2, seed=1), tmp_path / "b", device="cpu", progress=False).state_dict()
@@ -184,6 +210,18 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_tensor_and_keeps_the_chec
     )
 
 
+def test_what_is_not_finite_is_named() -> None:
+    layer = nn.Linear(1, 1)
+    layer(torch.ones(1, 1)).sum().backward()
+    assert _nonfinite(layer) == "the loss alone"
+    assert layer.bias.grad is not None
+    layer.bias.grad[0] = math.inf
+    assert _nonfinite(layer) == "the gradient of bias"
+    with torch.no_grad():
+        layer.weight[0] = math.nan
+    assert _nonfinite(layer) == "parameter weight"
+
+
 def test_a_run_that_explodes_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step \d+: .*first non-finite tensor"):
         train(diffusing(learning_rate=1e30, warmup=1), tmp_path, device="cpu", progress=False)
@@ -221,15 +259,19 @@ def test_learning_rates_follow_their_closed_forms() -> None:
 
 
 @pytest.mark.parametrize(("clip", "beta2"), [(0.01, 0.99), (0.02, 0.9)])
-def test_adam_is_given_clipped_gradients_and_the_decay_asked_for(
+def test_adam_is_given_clipped_gradients_and_the_rates_asked_for(
     tmp_path: Path, clip: float, beta2: float
 ) -> None:
-    train(diffusing(steps=1, clip=clip, beta2=beta2), tmp_path, device="cpu", progress=False)
-    moments = checkpoint(tmp_path)["optimizers"][0]["state"].values()
+    experiment = diffusing(steps=1, clip=clip, beta2=beta2, learning_rate=0.01, warmup=5)
+    train(experiment, tmp_path, device="cpu", progress=False)
+    (optimizer,) = checkpoint(tmp_path)["optimizers"]
+    assert optimizer["param_groups"][0]["lr"] == pytest.approx(0.01 / 5)
+    moments = optimizer["state"].values()
     gradients = [moment["exp_avg"] / 0.1 for moment in moments]  # after one step the mean is (1 - 0.9) g
     assert float(nn.utils.get_total_norm(gradients)) == pytest.approx(clip, rel=1e-3)
     for gradient, moment in zip(gradients, moments, strict=True):
-        torch.testing.assert_close(moment["exp_avg_sq"], (1 - beta2) * gradient**2, atol=0, rtol=1e-4)
+        expected = (1 - beta2) * gradient**2
+        torch.testing.assert_close(moment["exp_avg_sq"], expected, atol=0, rtol=1e-4)
 
 
 def test_gradients_below_the_norm_are_not_clipped(tmp_path: Path) -> None:
@@ -272,6 +314,11 @@ def test_a_run_leaves_its_files_and_returns_the_averaged_model(tmp_path: Path) -
     with Image.open(tmp_path / "samples-0000012.png") as grid:
         assert grid.size == (4 * 10 + 2, 2 * 10 + 2)
     assert Experiment.read(tmp_path / "experiment.toml") == experiment
+    events = EventAccumulator(str(tmp_path)).Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    regular = ("loss", "learning_rate", "images_per_second")
+    assert steps == {tag: [3, 6, 9, 12] for tag in regular} | {"held_out_loss": [12]}
+    assert [event.step for event in events.Images("samples")] == [6, 12]
 
     loaded, state = weights.load(tmp_path / "model.safetensors").state_dict(), checkpoint(tmp_path)
     for name, value in model.state_dict().items():
