@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -189,9 +189,8 @@ class DiffNCA(nn.Module):
             backward pass; same values, same gradients.
 
     Attributes:
-        fast: without gradients, compute what all images share once, and fold conditioning into weights where
-            it is the same for all cells ([`nca_lib.fast`][]); equal up to rounding. False for the literal
-            computation.
+        fast: compute what images share once, and fold conditioning into weights where it is the same for all
+            cells ([`nca_lib.fast`][]); equal up to rounding. False for the literal computation.
 
     Raises:
         ValueError: too few channels for image, prediction and one hidden; a probability outside (0, 1].
@@ -266,21 +265,33 @@ class DiffNCA(nn.Module):
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Run the automaton on `noisy` and read its prediction channels."""
-        if self.takes_fast_path(time):
-            time = time[:1]  # all images are told the same
-            state = self.initial_state(noisy, time)
+        time = self.shared(time)
+        state = self.initial_state(noisy, time)
+        if self.runs_fast:
             moments = [k / self.steps for k in range(self.steps)]
-            masks = self.masks(state, time)
-            state = fast_rollout(self.cell, state, time, moments, masks, self.fast_step)
+            state = self.fast_rollout(self.cell, state, time, moments, self.masks(state, time))
         else:
-            state = self.initial_state(noisy, time)
-            for state in self.rollout(state, time):  # noqa: B007, B020 - the last one is the result
+            for state in self.rollout(state, time.expand(len(noisy))):  # noqa: B007, B020 - the last one
                 pass
         return state[:, self.image_channels : 2 * self.image_channels]
 
-    def takes_fast_path(self, time: Tensor) -> bool:
-        """Whether a call at `time` (B,) may be computed by [`nca_lib.fast`][]."""
-        return self.fast and self.cell.local and not torch.is_grad_enabled() and bool((time == time[0]).all())
+    @property
+    def runs_fast(self) -> bool:
+        """Whether calls are computed by [`nca_lib.fast`][]."""
+        return self.fast and self.cell.local
+
+    @staticmethod
+    def shared(time: Tensor) -> Tensor:
+        """Times (B,), or the one time (1,) that all images are told, as when sampling."""
+        alike = not torch.is_grad_enabled() and bool((time == time[0]).all())
+        return time[:1] if alike else time
+
+    def fast_rollout(
+        self, cell: Cell, state: Tensor, time: Tensor, moments: list[float], masks: Iterable[Tensor | None]
+    ) -> Tensor:
+        """The state after a step at each of the moments, by [`nca_lib.fast`][]."""
+        recompute = self.checkpointing and torch.is_grad_enabled()
+        return fast_rollout(cell, state, time, moments, masks, self.fast_step, recompute)
 
 
 def compile_step(model: nn.Module, device: torch.device) -> None:
@@ -301,4 +312,5 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
         if isinstance(module, DiffNCA):
             # On a GPU the best kernels are found by trying them, a minute that sampling earns back.
             mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
-            module.fast_step = torch.compile(fast_step, mode=mode)
+            # For each shape by itself: one graph for both stages' shapes would be a fifth slower.
+            module.fast_step = torch.compile(fast_step, mode=mode, dynamic=False)

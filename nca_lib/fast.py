@@ -1,17 +1,19 @@
 """The fast path of an automaton's call (chapter 8): a cell's numbers side by side, weights normalised once.
 
-It computes what [`Cell`][nca_lib.diff_nca.Cell] computes, equal up to rounding, where no gradient is wanted,
-all images are told the same time, and cells normalise by themselves.
+It computes what [`Cell`][nca_lib.diff_nca.Cell] computes, equal up to rounding, gradients included, where
+cells normalise by themselves. Where all cells of an image are told the same, conditioning becomes part of the
+weights: one set for all images if they are told the same, as when sampling, or one for each, as in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from nca_lib.diff_nca import Cell
@@ -21,7 +23,10 @@ Step = Callable[[Tensor, "Tensor | None", "CellWeights", "Tensor | None", str], 
 
 
 class CellWeights(NamedTuple):
-    """What a step multiplies by: convolutions as matrices (out, in), zeros where a channel is not written."""
+    """What a step multiplies by: convolutions as matrices (out, in), zeros where a channel is not written.
+
+    All but the first may have leading dimensions: one for each image, see [`fold`][].
+    """
 
     perception: Tensor  # (C, C + 4, 3, 3), channels last
     perception_bias: Tensor
@@ -38,6 +43,10 @@ class CellWeights(NamedTuple):
         plain = [weights.to(dtype) for weights in self[:6]]
         nets = [None if net is None else tuple(w.to(dtype) for w in net) for net in self[6:8]]
         return CellWeights(*plain, *nets, self.embedding)  # type: ignore[arg-type, call-arg]
+
+    def at(self, step: int) -> CellWeights:
+        """Those of one step, of weights that were folded for several."""
+        return CellWeights(self.perception, *(weights[step] for weights in self[1:6]), *self[6:])  # type: ignore[arg-type, call-arg]
 
 
 def weights_of(cell: Cell) -> CellWeights:
@@ -67,25 +76,26 @@ def _net(layers: nn.Module | None) -> Net | None:
 
 
 def fold(by: CellWeights, told: Tensor) -> CellWeights:
-    """The weights where all cells are told the same, (8,): modulation and embedding become part of them.
+    """The weights where all cells are told the same, (..., 8): modulation and embedding become part of them.
 
-    `W (m * p) = (W diag(m)) p`, and what is the same at every cell only adds to a bias.
+    `W (m * p) = (W diag(m)) p`, and what is the same at every cell only adds to a bias. The leading
+    dimensions of `told` are those of the result.
     """
     embedding = _apply(by.embedding, told)
-    channels = by.perception.shape[0]
-    widen, narrow = by.widen, by.narrow
+    channels, leading = by.perception.shape[0], told.shape[:-1]
+    widen, narrow = (matrix.expand(*leading, *matrix.shape) for matrix in (by.widen, by.narrow))
     if by.modulate_seen is not None:
-        widen = widen * _apply(by.modulate_seen, embedding)
+        widen = widen * _apply(by.modulate_seen, embedding)[..., None, :]
     if by.modulate_hidden is not None:
-        narrow = narrow * _apply(by.modulate_hidden, embedding)
-    own, constant, around = widen.split([channels, len(embedding), channels], dim=1)
+        narrow = narrow * _apply(by.modulate_hidden, embedding)[..., None, :]
+    own, constant, around = widen.split([channels, embedding.shape[-1], channels], dim=-1)
     return CellWeights(
         by.perception[:, :channels].contiguous(memory_format=torch.channels_last),
-        by.perception_bias + by.perception[:, channels:].sum((2, 3)) @ embedding,
-        torch.cat([own, around], dim=1),
-        by.widen_bias + constant @ embedding,
+        by.perception_bias + embedding @ by.perception[:, channels:].sum((2, 3)).T,
+        torch.cat([own, around], dim=-1),
+        by.widen_bias + (constant @ embedding[..., None])[..., 0],
         narrow,
-        by.narrow_bias,
+        by.narrow_bias.expand(*leading, -1),
         None,
         None,
         by.embedding,
@@ -97,6 +107,13 @@ def _apply(net: Net, x: Tensor) -> Tensor:
     return F.linear(F.silu(F.linear(x, first, first_bias)), second, second_bias)
 
 
+def _multiply(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
+    """(B, H, W, in) by (out, in), or each image by its own of (B, out, in)."""
+    if matrix.ndim == 2:
+        return F.linear(x, matrix, bias)
+    return torch.baddbmm(bias[:, None], x.flatten(1, 2), matrix.mT).view(*x.shape[:-1], -1)
+
+
 def fast_step(
     state: Tensor, told: Tensor | None, by: CellWeights, mask: Tensor | None, padding: str
 ) -> Tensor:
@@ -104,7 +121,7 @@ def fast_step(
 
     Args:
         state: what the cells hold.
-        told: what is embedded at each, (1, H, W, 16); None where it is folded into the weights.
+        told: what is embedded at each, (1 or B, H, W, 16); None where it is folded into the weights.
         by: the weights; the products are done in their precision.
         mask: (B, H, W, 1), 1 where a cell fires; None where all do.
         padding: `"reflect"` or `"zeros"`.
@@ -116,15 +133,15 @@ def fast_step(
     padded = F.pad(
         z.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect" if padding == "reflect" else "constant"
     )
-    around = F.conv2d(padded, by.perception, by.perception_bias).permute(0, 2, 3, 1)
+    around = F.conv2d(padded, by.perception).permute(0, 2, 3, 1) + by.perception_bias[..., None, None, :]
     seen = torch.cat([z, around], dim=-1)
     if embedding is not None and by.modulate_seen is not None:
         seen = seen * _apply(by.modulate_seen, embedding)
-    hidden = F.linear(seen, by.widen, by.widen_bias).to(state.dtype)
+    hidden = _multiply(seen, by.widen, by.widen_bias).to(state.dtype)
     hidden = F.leaky_relu(F.layer_norm(hidden, hidden.shape[-1:], eps=1e-5), 0.01).to(z.dtype)
     if embedding is not None and by.modulate_hidden is not None:
         hidden = hidden * _apply(by.modulate_hidden, embedding)
-    update = F.linear(hidden, by.narrow, by.narrow_bias).to(state.dtype)
+    update = _multiply(hidden, by.narrow, by.narrow_bias).to(state.dtype)
     return state + (update if mask is None else mask * update)
 
 
@@ -132,32 +149,42 @@ def fast_rollout(
     cell: Cell,
     state: Tensor,
     time: Tensor,
-    moments: Iterable[float],
+    moments: Sequence[float],
     masks: Iterable[Tensor | None],
     step: Step,
+    recompute: bool = False,
 ) -> Tensor:
     """The state after as many steps as there are moments (k/K).
 
     Args:
         cell: the rule.
         state: (B, C, H, W).
-        time: (1,).
+        time: (B,), or (1,) where all images are told the same.
         moments: what the steps are told besides the time.
         masks: which cells fire in each, (B, 1, H, W).
         step: [`fast_step`][], or it compiled.
+        recompute: keep one state per step for the backward pass instead of all activations.
     """
     device, size = state.device.type, state.shape[2:]
     low = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if low else state.dtype
     with torch.autocast(device, enabled=False):
         exact = weights_of(cell)
-        by = exact.to(dtype)
+        by, told = exact.to(dtype), None
+        if cell.foldable:
+            clocks = torch.stack([cell.told(time, moment, *size).flatten(1) for moment in moments])
+            folded = fold(exact, clocks if len(time) > 1 else clocks[:, 0]).to(dtype)
         state = state.permute(0, 2, 3, 1).contiguous()
-        for moment, mask in zip(moments, masks, strict=True):
-            fires = None if mask is None else mask.permute(0, 2, 3, 1)
-            told = cell.told(time, moment, *size).permute(0, 2, 3, 1)
+        for k, mask in enumerate(masks):
             if cell.foldable:
-                state = step(state, None, fold(exact, told.flatten()).to(dtype), fires, cell.padding)
+                by = folded.at(k)
             else:
-                state = step(state, told.expand(-1, *size, -1).contiguous(), by, fires, cell.padding)
+                told = cell.told(time, moments[k], *size).permute(0, 2, 3, 1)
+                told = told.expand(-1, *size, -1).contiguous()
+            fires = None if mask is None else mask.permute(0, 2, 3, 1)
+            given = (state, told, by, fires, cell.padding)
+            if recompute:
+                state = checkpoint(step, *given, use_reentrant=False, preserve_rng_state=False)
+            else:
+                state = step(*given)
     return state.permute(0, 3, 1, 2)

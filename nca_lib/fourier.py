@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
-from nca_lib.fast import fast_rollout, fast_step
 
 Window = Literal["quadrant", "half_plane"]
 
@@ -169,11 +168,12 @@ class FourierDiffNCA(DiffNCA):
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
         """The state that the image stage starts from: the noisy image, and what the spectrum says."""
         spectrum = self.spectrum_seed(noisy)
-        if self.takes_fast_path(time):
+        if self.runs_fast:
             moments = [k / self.frequencies for k in range(self.spectrum_steps)]
             all_fire = [None] * self.spectrum_steps
-            spectrum = fast_rollout(self.spectrum_cell, spectrum, time, moments, all_fire, fast_step)
+            spectrum = self.fast_rollout(self.spectrum_cell, spectrum, time, moments, all_fire)
         else:
+            time = time.expand(len(noisy))
             for spectrum in self.spectrum_rollout(spectrum, time):  # noqa: B007, B020 - the last one counts
                 pass
         real, imaginary = spectrum.chunk(2, dim=1)

@@ -139,6 +139,7 @@ def run(
             progress(f"{entry.name}: done before")
             continue
         progress(f"{entry.name}: training")
+        torch.compiler.reset()  # of one function no more than eight shapes are compiled
         place = Path(folder) / entry.name
         used = next(train(entry, place, resume=True, device=device).parameters()).device
         for row in missing:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nca_lib import diff_nca, fourier
+from nca_lib import fast as fast_path
 from nca_lib.baselines import VNCA
 from nca_lib.diff_nca import Cell, CellNorm, DiffNCA, compile_step, lift
 from nca_lib.diffusion import MLP, Denoiser, noise_schedule
-from nca_lib.fast import fast_step
+from nca_lib.fast import CellWeights, fast_step
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 
@@ -210,7 +211,8 @@ def test_checkpointing_changes_neither_values_nor_gradients(probability: float) 
         torch.testing.assert_close(recomputed, plain, atol=1e-12, rtol=1e-12)
 
 
-def test_only_checkpointing_under_gradients_recomputes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fast", [True, False])
+def test_only_checkpointing_under_gradients_recomputes(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     calls = []
 
     def counting(cell: Any, *inputs: Any, **options: Any) -> Any:
@@ -218,11 +220,12 @@ def test_only_checkpointing_under_gradients_recomputes(monkeypatch: pytest.Monke
         return checkpoint(cell, *inputs, **options)
 
     checkpoint = diff_nca.checkpoint
-    for module in (diff_nca, fourier):
+    for module in (diff_nca, fourier, fast_path):
         monkeypatch.setattr(module, "checkpoint", counting)
     noisy, time = torch.randn(2, 3, 8, 8), torch.tensor([0.2, 0.7])
     for options, count in ({}, 0), ({"checkpointing": True}, 3 + 5):
         network = FourierDiffNCA(8, 16, 3, frequencies=3, spectrum_steps=5, **options)
+        network.fast = fast
         network(noisy, time)
         assert len(calls) == count
         with torch.no_grad():
@@ -310,21 +313,20 @@ def test_impossible_automata_are_refused() -> None:
             DiffNCA(8, 16, update_probability=probability)
 
 
+VARIANTS: list[dict[str, Any]] = [
+    {"position": False},
+    {"position": False, "encoding": "sinusoidal", "weight_norm": False},
+    {"position": False, "modulation": False},
+    {"position": False, "norm": "group"},
+    {"position": True},
+    {"position": True, "modulation": False},
+    {"frequencies": 5},
+    {"frequencies": 5, "position": False, "window": "half_plane"},
+]
+
+
 @pytest.mark.parametrize("probability", [1.0, 0.7])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"position": False},
-        {"position": False, "encoding": "sinusoidal", "weight_norm": False},
-        {"position": False, "modulation": False},
-        {"position": False, "norm": "group"},
-        {"position": True},
-        {"position": True, "modulation": False},
-        {"frequencies": 5},
-        {"frequencies": 5, "position": False, "window": "half_plane"},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
 def test_the_fast_path_equals_the_literal_one(options: dict[str, Any], probability: float) -> None:
     torch.manual_seed(0)
     kind = FourierDiffNCA if "frequencies" in options else DiffNCA
@@ -340,31 +342,50 @@ def test_the_fast_path_equals_the_literal_one(options: dict[str, Any], probabili
     assert float((low - literal).norm() / literal.norm()) < 2e-2  # bf16 keeps 8 bits, over 4 steps
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_learning_on_the_fast_path_equals_learning_on_the_literal_one(
+    options: dict[str, Any], checkpointing: bool
+) -> None:
+    """Each image with a time of its own: values and all gradients, in float64."""
+    torch.manual_seed(0)
+    kind = FourierDiffNCA if "frequencies" in options else DiffNCA
+    network = kind(10, 16, 3, update_probability=0.7, checkpointing=checkpointing, **options).double()
+    noisy, time = torch.randn(3, 3, 11, 12).double(), torch.tensor([0.1, 0.4, 0.9]).double()
+    found = []
+    for fast in (True, False):
+        network.fast = fast
+        network.zero_grad()
+        with firing_from(network, CounterNoise(1)):
+            output = network(noisy, time)
+        output.square().sum().backward()
+        found.append([output.detach(), *(parameter.grad for parameter in network.parameters())])
+    for fast_value, literal in zip(*found, strict=True):
+        torch.testing.assert_close(fast_value, literal, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("options", "folds"),
     [({"position": False}, True), ({"position": True}, False), ({"norm": "group"}, None)],
 )
-def test_the_fast_path_is_only_taken_where_all_images_share_a_time_and_nothing_is_learned(
+def test_weights_are_folded_where_all_cells_are_told_the_same_and_once_where_all_images_are(
     options: dict[str, Any], folds: bool | None
 ) -> None:
     torch.manual_seed(0)
-    network, folded = DiffNCA(10, 16, 3, update_probability=1.0, **options), []
+    network, seen = DiffNCA(10, 16, 3, update_probability=1.0, **options), []
 
-    def watched(state: Tensor, told: Tensor | None, *rest: Any) -> Tensor:
-        folded.append(told is None)
-        return fast_step(state, told, *rest)
+    def watched(state: Tensor, told: Tensor | None, by: CellWeights, *rest: Any) -> Tensor:
+        seen.append((told is None, by.widen.ndim))
+        return fast_step(state, told, by, *rest)
 
     network.fast_step = watched
     noisy, shared, apart = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.7])
-    network(noisy, shared).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    network(noisy, apart)
+    assert seen == ([] if folds is None else [(folds, 3 if folds else 2)] * 3)
+    seen.clear()
     with torch.no_grad():
-        together = network(noisy, apart)
-        assert not folded
-        alone = [network(image[None], time[None]) for image, time in zip(noisy, apart, strict=True)]
         network(noisy, shared)
-    torch.testing.assert_close(together, torch.cat(alone))
-    assert folded == ([] if folds is None else [folds] * 3 * 3)  # three calls of three steps
+    assert seen == ([] if folds is None else [(folds, 2)] * 3)
 
 
 @pytest.mark.parametrize(

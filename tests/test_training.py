@@ -18,8 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from nca_lib import training, weights
-from nca_lib.diff_nca import Pointwise
+from nca_lib import fast, training, weights
 from nca_lib.experiment import Experiment, Training
 from nca_lib.tasks import DiffusionTask
 from nca_lib.training import Run, TrainingError, _nonfinite, averaged, decay_factor, train
@@ -290,15 +289,15 @@ def test_gradients_below_the_norm_are_not_clipped(tmp_path: Path) -> None:
 def test_layers_compute_in_bf16_where_it_is_asked_for_and_native(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool, able: bool, dtype: torch.dtype
 ) -> None:
-    forward, seen = Pointwise.forward, set()
+    multiply, seen = fast._multiply, set()
 
-    def watched(layer: Pointwise, x: torch.Tensor) -> torch.Tensor:
-        output = forward(layer, x)
+    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+        output = multiply(*arguments)
         if torch.is_grad_enabled():  # in training, not in the evaluation that follows
             seen.add(output.dtype)
         return output
 
-    monkeypatch.setattr(Pointwise, "forward", watched)
+    monkeypatch.setattr(fast, "_multiply", watched)
     monkeypatch.setattr(training, "computes_bf16", lambda device: able)
     model = train(diffusing(steps=1, bf16=asked), tmp_path, device="cpu", progress=False)
     assert seen == {dtype}
