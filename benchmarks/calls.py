@@ -1,7 +1,7 @@
 """Quality against denoiser calls, for chapter 8: `python benchmarks/calls.py MODEL ... [--calls 5 10 20]`.
 
-Appends one JSON line for each model, sampler, firing and number of calls to `nca_lib/results/calls.jsonl`,
-and skips those that are there. The number is the Frechet distance of `nca-features-1` between COUNT generated
+Appends one JSON line for each model, sampler, firing and number of calls to the results' `calls.jsonl`, and
+skips those that are there. The number is the Frechet distance of `nca-features-1` between COUNT generated
 images and as many held-out ones. Firing matters only to models whose cells rest (update probability below 1).
 """
 
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from nca_lib import weights
-from nca_lib.data import Images
+from nca_lib.data.images import Images
+from nca_lib.devices import best_device, computes_bf16, hardware
 from nca_lib.diff_nca import compile_step
 from nca_lib.diffusion import Denoiser
-from nca_lib.evaluation import PROTOCOLS, RealImages, real_and_floor
-from nca_lib.experiment import Experiment
-from nca_lib.features import SmallFeatures
-from nca_lib.matrix import rows
-from nca_lib.metrics import Measure, frechet_distance
+from nca_lib.evaluation.evaluate import PROTOCOLS, RealImages, real_and_floor
+from nca_lib.evaluation.extractors.small import SmallFeatures
+from nca_lib.evaluation.metrics import Measure, frechet_distance
+from nca_lib.experiments.matrix import rows
+from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import SAMPLERS, Firing, sample
-from nca_lib.training import best_device, computes_bf16, hardware
 
-TABLE = Path(__file__).parents[1] / "nca_lib" / "results" / "calls.jsonl"
+TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "calls.jsonl"
 KEY = ("model", "sampler", "firing", "calls")
 EXTRACTOR, COUNT, BATCH = "nca-features-1", 256, 64
 PARTS = 4  # a quarter of the images is left out in turn, which tells how much of a distance is chance

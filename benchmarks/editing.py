@@ -1,7 +1,7 @@
 """Measure the edits of chapter 6: `python benchmarks/editing.py [inpaint upscale size]`.
 
-Writes one JSON line a measurement into `nca_lib/results/editing.jsonl`, which the chapter reads, and begins
-anew the parts that are named. Images are held-out ones; distances are Frechet distances of `nca-features-1`.
+Writes one JSON line a measurement into the results' `editing.jsonl`, which the chapter reads, and begins anew
+the parts that are named. Images are held-out ones; distances are Frechet distances of `nca-features-1`.
 """
 
 import json
@@ -22,17 +22,19 @@ from torch import Tensor
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 import nca_lib
-from nca_lib.coherence import coherence
-from nca_lib.data import Images, Tissue
+from nca_lib.data.faces import Faces
+from nca_lib.data.images import Images
+from nca_lib.data.tissue import Tissue
+from nca_lib.devices import computes_bf16
 from nca_lib.diff_nca import compile_step
 from nca_lib.editing import enlarge, inpaint, upscale
-from nca_lib.faces import Faces
-from nca_lib.features import SmallFeatures, to_pixels
-from nca_lib.metrics import frechet_distance
+from nca_lib.evaluation.coherence import coherence
+from nca_lib.evaluation.extractors.extractor import to_pixels
+from nca_lib.evaluation.extractors.small import SmallFeatures
+from nca_lib.evaluation.metrics import frechet_distance
 from nca_lib.samplers import ddpm
-from nca_lib.training import computes_bf16
 
-TABLE = Path(__file__).parents[1] / "nca_lib" / "results" / "editing.jsonl"
+TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "editing.jsonl"
 COUNT, STEPS, SIZE = 64, 25, 32
 PART = 8  # images at a time, which the processor's cache holds
 MODELS = {"tissue": "diff-nca-tissue", "faces": "faces-fourier-long"}

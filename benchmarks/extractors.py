@@ -2,7 +2,7 @@
 
 The Frechet distance must rise with every kind of damage and lie well above its floor, on crops of tissue and
 on drawn portraits, at the counts that our tables use. Writes one JSON line for each network, layer, size of
-its input, data set, size of image and count into `nca_lib/results/extractors.jsonl`: the curves of
+its input, data set, size of image and count into the results' `extractors.jsonl`: the curves of
 `response_curves`; those that rise (a fall of 1% does not count: a blur of a quarter of a pixel changes
 nothing); the distance of images glued from the halves of two; and the milliseconds that an image takes
 through all blocks. Skips what is there. Half an hour on one core.
@@ -18,15 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nca_lib.data import Tissue
-from nca_lib.efficientnet import EfficientNetLite0
-from nca_lib.faces import HAIR_STYLES, Faces, draw
-from nca_lib.features import Extractor, SmallFeatures, glued, to_pixels
-from nca_lib.matrix import rows
-from nca_lib.metrics import frechet_distance, response_curves
-from nca_lib.training import hardware
+from nca_lib.data.faces import HAIR_STYLES, Faces, draw
+from nca_lib.data.tissue import Tissue
+from nca_lib.devices import hardware
+from nca_lib.evaluation.distortions import glued, response_curves
+from nca_lib.evaluation.extractors.efficientnet import EfficientNetLite0
+from nca_lib.evaluation.extractors.extractor import Extractor, to_pixels
+from nca_lib.evaluation.extractors.small import SmallFeatures
+from nca_lib.evaluation.metrics import frechet_distance
+from nca_lib.experiments.matrix import rows
 
-TABLE = Path(__file__).parents[1] / "nca_lib" / "results" / "extractors.jsonl"
+TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "extractors.jsonl"
 BLOCKS, SIZES, COUNTS = (4, 7, 10, 14, 15), (32, 64), (256, 512, 1024)
 SIDES = (64, 96, 128)  # larger ones at the first count only: they cost two and four times as much
 

@@ -2,11 +2,11 @@
 
     python benchmarks/originality.py [--images 64] [MODEL ...]
 
-Draws samples of each model, measures how near they lie to the training data (`nca_lib.copying`), how much is
-stained and how many nuclei there are (`nca_lib.histology`), beside held-out images and beside controls that
-must be told apart: copies, also with a little noise, and blurred images. Writes one JSON line a measurement
-into `nca_lib/results/originality.jsonl`, anew for the models that are named. Intervals are 95%, by bootstrap
-over canvases.
+Draws samples of each model, measures how near they lie to the training data (`evaluation/copying.py`), how
+much is stained and how many nuclei there are (`evaluation/histology.py`), beside held-out images and beside
+controls that must be told apart: copies, also with a little noise, and blurred images. Writes one JSON line a
+measurement into the results' `originality.jsonl`, anew for the models that are named. Intervals are 95%, by
+bootstrap over canvases.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 import nca_lib
-from nca_lib.copying import Neighbours, compare, grid, nearest_images, nearest_patches
-from nca_lib.data import Split, Tissue
+from nca_lib.data.faces import Faces, draw
+from nca_lib.data.images import Split
+from nca_lib.data.tissue import Tissue
+from nca_lib.devices import best_device, computes_bf16
 from nca_lib.diff_nca import compile_step
-from nca_lib.faces import Faces, draw
-from nca_lib.histology import fit_thresholds, tissue_statistics
+from nca_lib.evaluation.copying import Neighbours, compare, grid, nearest_images, nearest_patches
+from nca_lib.evaluation.histology import fit_thresholds, tissue_statistics
 from nca_lib.samplers import ddim
-from nca_lib.training import best_device, computes_bf16
 
-TABLE = Path(__file__).parents[1] / "nca_lib" / "results" / "originality.jsonl"
+TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "originality.jsonl"
 SIZE, PATCHES, STEPS, SEED = 32, (8, 16, 32), 50, 11
 NOISE, BLUR = 0.1, 1.0  # of the controls: standard deviations, the blur's in pixels
 MODELS = {

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor
 
 import nca_lib
+from nca_lib.devices import best_device, computes_bf16, hardware
 from nca_lib.diff_nca import DiffNCA, compile_step
 from nca_lib.diffusion import Denoiser, mse_l1, noise_schedule
-from nca_lib.features import SmallFeatures, to_pixels
+from nca_lib.evaluation.extractors.extractor import to_pixels
+from nca_lib.evaluation.extractors.small import SmallFeatures
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.samplers import SAMPLERS
-from nca_lib.training import best_device, computes_bf16, hardware
 
 ROUNDS = 5
 WAYS = ("literal", "eager", "eager bf16", "compiled", "compiled bf16")

@@ -11,10 +11,10 @@ from PIL import Image
 
 import nca_lib
 from nca_lib.automaton import states, to_rgb
+from nca_lib.book.figures import to_uint8
+from nca_lib.devices import computes_bf16
 from nca_lib.diff_nca import compile_step
-from nca_lib.figures import to_uint8
 from nca_lib.noise import CounterNoise, firing_from
-from nca_lib.training import computes_bf16
 
 STATIC = Path(__file__).parent / "_static"
 GAP = 6  # pixels between pictures
@@ -84,7 +84,7 @@ def growth() -> Image.Image:
 
 def portraits() -> Image.Image:
     """The first sixteen samples of the shipped model of faces, enlarged."""
-    grid = resources.files("nca_lib") / "results" / "faces-fourier-long.png"
+    grid = resources.files("nca_lib") / "experiments" / "results" / "faces-fourier-long.png"
     with resources.as_file(grid) as path:
         rows = Image.open(path).convert("RGB")
     rows = rows.crop((0, 0, rows.width, 67))

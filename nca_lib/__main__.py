@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from nca_lib import experiment as experiments
 from nca_lib import weights
 from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA
-from nca_lib.data import DataError
+from nca_lib.data.images import DataError
 from nca_lib.diff_nca import compile_step
 from nca_lib.diffusion import Denoiser
-from nca_lib.experiment import Experiment, ExperimentError
+from nca_lib.experiments import settings as experiments
+from nca_lib.experiments.settings import Experiment, ExperimentError
 from nca_lib.samplers import SAMPLERS
 from nca_lib.weights import WeightsError
 
@@ -34,7 +34,7 @@ class UsageError(ValueError):
 
 
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    from nca_lib.training import train
+    from nca_lib.experiments.training import train
 
     overrides = _overrides(extra)
     if arguments.minutes is not None:
@@ -49,8 +49,8 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 
 def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from nca_lib import matrix
-    from nca_lib.plots import measurements
+    from nca_lib.book.plots import measurements
+    from nca_lib.experiments import matrix
 
     chosen = matrix.read(arguments.matrix, arguments.minutes)
     rows = matrix.run(
@@ -67,8 +67,8 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 
 def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from nca_lib.evaluation import evaluate_model
-    from nca_lib.extractors import default_extractors
+    from nca_lib.evaluation.evaluate import evaluate_model
+    from nca_lib.evaluation.extractors.choose import default_extractors
 
     model = weights.load(arguments.model)
     experiment = Experiment.from_dict(weights.record(arguments.model)["experiment"])
@@ -117,7 +117,7 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
     from torchvision.utils import make_grid, save_image
 
-    from nca_lib.training import best_device
+    from nca_lib.devices import best_device
 
     height, width = _size(arguments.size)
     out = Path(arguments.out)
@@ -141,8 +141,8 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 def _denoise(
     arguments: argparse.Namespace, model: Any, size: tuple[int, int], channels: int, device: torch.device
 ) -> torch.Tensor:
+    from nca_lib.devices import computes_bf16
     from nca_lib.samplers import sample
-    from nca_lib.training import computes_bf16
 
     # Compiling takes some seconds: worth it from about 50 denoiser calls on a 128x128 image.
     cells = arguments.count * size[0] * size[1] * (arguments.steps or model.schedule.timesteps)
@@ -169,7 +169,8 @@ def _denoise(
 
 
 def _inpaint(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    from nca_lib import editing, images
+    from nca_lib import editing
+    from nca_lib.data import files as images
 
     images.check_output(arguments.out, arguments.force)
     known = images.read_mask(arguments.mask, *images.read(arguments.image))
@@ -208,8 +209,8 @@ def _edit(
     arguments: argparse.Namespace, extra: Sequence[str], change: Callable[..., torch.Tensor]
 ) -> torch.Tensor:
     _no_more(extra)
-    from nca_lib import images
-    from nca_lib.training import best_device
+    from nca_lib.data import files as images
+    from nca_lib.devices import best_device
 
     device = torch.device(arguments.device) if arguments.device else best_device()
     model = weights.load(arguments.model, device)
@@ -227,7 +228,7 @@ def _edit(
 
 def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from nca_lib.export_web import export
+    from nca_lib.book.export import export
 
     out = Path(arguments.out or f"{Path(arguments.model).stem}.web.json")
     if out.exists() and not arguments.force:

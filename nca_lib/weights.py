@@ -21,7 +21,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from nca_lib.diff_nca import DiffNCA
-from nca_lib.experiment import Experiment
+from nca_lib.experiments.settings import Experiment
 from nca_lib.fourier import FourierDiffNCA
 
 

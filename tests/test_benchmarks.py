@@ -6,8 +6,8 @@ import originality
 import pytest
 import torch
 
+from nca_lib.data.faces import Faces
 from nca_lib.diff_nca import DiffNCA
-from nca_lib.faces import Faces
 from nca_lib.fourier import FourierDiffNCA
 
 

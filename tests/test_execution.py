@@ -17,8 +17,10 @@ from sphinx.util.docutils import docutils_namespace
 sys.path.insert(0, str(ROOT / "book" / "_extensions"))
 nca_execution = importlib.import_module("nca_execution")
 
-DEMO = "from nca_lib.demo import growing_demo\ngrowing_demo()"
-EXPLORER = "import torch\nfrom nca_lib.widgets import noise_explorer\nnoise_explorer(torch.zeros(1, 1, 8, 8))"
+DEMO = "from nca_lib.book.demo import growing_demo\ngrowing_demo()"
+EXPLORER = (
+    "import torch\nfrom nca_lib.book.explorers import noise_explorer\nnoise_explorer(torch.zeros(1, 1, 8, 8))"
+)
 
 
 def notebook(*cells: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 import nca_lib
 from nca_lib import weights
 from nca_lib.diff_nca import DiffNCA
-from nca_lib.experiment import Experiment
+from nca_lib.experiments.settings import Experiment
 from nca_lib.weights import WeightsError, from_reference
 
 GOLDEN = Path(__file__).parent / "golden" / "reference_c8_h16.npz"

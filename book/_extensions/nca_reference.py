@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
@@ -112,13 +113,20 @@ def _process(
         else getattr(obj, "__module__", None) or name.rpartition(".")[0]
     )
     if not module.startswith("nca_lib"):
-        module = ".".join(name.split(".")[:2])
+        module = next(
+            parent for parent in _parents(name) if parent in sys.modules
+        )
     converted = to_rst(lines, module)
     lines[:] = (
         [link_chapters(line) for line in converted]
         if what == "module"
         else converted
     )
+
+
+def _parents(name: str) -> Iterator[str]:
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 class CommandLine(SphinxDirective):

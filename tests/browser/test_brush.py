@@ -8,9 +8,9 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 from test_pages import CHROMIUM, QUIET
 
-from nca_lib.painting import png_bytes
+from nca_lib.book.painting import png_bytes
 
-SOURCE = (Path(__file__).parents[2] / "nca_lib" / "web" / "brush.js").read_text()
+SOURCE = (Path(__file__).parents[2] / "nca_lib" / "book" / "web" / "brush.js").read_text()
 # A stand-in for anywidget's model: it keeps the traits and tells who listens.
 MOUNT = """async ([source, traits, png]) => {
     const heard = {};

@@ -10,10 +10,10 @@ import torch
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 from test_pages import CHROMIUM, QUIET
 
-from nca_lib import demo
+from nca_lib.book import demo
+from nca_lib.book.export import export
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
-from nca_lib.export_web import export
 
 WEB = Path(demo.__file__).parent / "web"
 HEAD = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><body>'

@@ -19,7 +19,7 @@ from test_pages import CHROMIUM, QUIET
 PATIENCE = 60_000  # ms: the longest that a condition may take
 CELLS = [
     """import nca_lib
-from nca_lib import widgets
+from nca_lib.book import explorers as widgets
 digits, tissue = nca_lib.load("digits-mlp"), nca_lib.load("diff-nca-tissue")
 growing = nca_lib.load("growing-regenerate")
 from nca_lib.data import Digits

@@ -1,0 +1,1 @@
+"""What the notebooks show: figures, explorers, players, brushes, and demos for the pages."""

@@ -1,0 +1,170 @@
+"""What is painted on: a brush for notebooks, and images rebuilt from painted waves (chapter 4)."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import anywidget
+import numpy as np
+import torch
+import traitlets
+from PIL import Image
+from torch import Tensor
+
+from nca_lib.book.figures import to_uint8
+from nca_lib.fourier import Window, image_of_window, spectrum_window
+
+
+def png_bytes(image: Tensor, width: int) -> bytes:
+    """An image (C, H, W) in [-1, 1] as a PNG, enlarged by a whole factor to about `width` pixels."""
+    picture = Image.fromarray(to_uint8(image))
+    scale = max(1, width // picture.width)
+    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _received(value: Any, _: Any) -> bytes:
+    return bytes(value)  # the front end's buffers arrive as memoryviews
+
+
+class Brush(anywidget.AnyWidget):
+    """A picture to paint on with mouse, finger or keyboard.
+
+    `value` is what is painted, a boolean tensor (height, width), new after every stroke; `mask` is the same
+    as bytes, row by row. Set `mask` to change what is painted from Python, and `picture` (PNG) to change what
+    is painted on. `drawn` is set whenever the page has drawn a picture: who waits for it before sending the
+    next never sends more than the page can show, and sends nothing while nobody looks.
+
+    Args:
+        image: the picture, (C, H, W) in [-1, 1].
+        height, width: of the grid of cells that is painted; those of the image if not given.
+        mirror: do to the cell opposite through the centre whatever is done to a cell.
+        fleeting: what is painted is told at once, again and again during a stroke, and does not stay.
+        on_change: called with `value` after every stroke.
+        label: says to those who cannot see it what is painted on.
+
+    Raises:
+        ValueError: a mask of another size is set.
+    """
+
+    _esm = Path(__file__).parent / "web" / "brush.js"
+    picture = traitlets.Bytes().tag(sync=True)
+    height = traitlets.Int().tag(sync=True)
+    width = traitlets.Int().tag(sync=True)
+    mirror = traitlets.Bool().tag(sync=True)
+    fleeting = traitlets.Bool().tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+    mask = traitlets.Bytes().tag(sync=True, from_json=_received)
+    value = traitlets.Any()
+
+    def __init__(
+        self,
+        image: Tensor,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        mirror: bool = False,
+        fleeting: bool = False,
+        on_change: Callable[[Tensor], None] | None = None,
+        label: str = "a picture to paint on",
+    ):
+        height, width = height or image.shape[1], width or image.shape[2]
+        super().__init__(
+            picture=png_bytes(image, 0),
+            height=height,
+            width=width,
+            mirror=mirror,
+            fleeting=fleeting,
+            label=label,
+            mask=bytes(height * width),
+        )
+        self.drawn = threading.Event()
+        self.on_msg(self._hear)
+        self._read_mask()
+        self.observe(self._read_mask, "mask")
+        if on_change:
+            self.observe(lambda change: on_change(change["new"]), "value")
+
+    @traitlets.validate("mask")
+    def _check_mask(self, proposal: dict[str, Any]) -> bytes:
+        if len(proposal["value"]) != self.height * self.width:
+            raise ValueError(
+                f"the mask has {len(proposal['value'])} bytes; {self.height} rows of {self.width} cells need "
+                f"{self.height * self.width}"
+            )
+        return proposal["value"]
+
+    def _read_mask(self, _: Any = None) -> None:
+        self.value = self._cells(self.mask)
+
+    def _cells(self, mask: bytes) -> Tensor:
+        return torch.from_numpy(np.frombuffer(mask, np.uint8).reshape(self.height, self.width) > 0)
+
+    def _hear(self, _: Any, content: dict[str, Any], buffers: list[Any]) -> None:
+        if content["event"] == "drawn":
+            self.drawn.set()
+        else:  # painted; a message, not a trait: the same stroke twice counts twice
+            self.value = self._cells(bytes(buffers[0]))
+
+
+def mask_bytes(mask: Tensor) -> bytes:
+    """A boolean mask (H, W) in the form of [`Brush`][]'s `mask`."""
+    return mask.to(torch.uint8).numpy().tobytes()
+
+
+def wave_mask(preset: Window | Literal["all"], low: int, frequencies: int) -> Tensor:
+    """Which cells of the centred spectrum hold the waves of a window, and their conjugates.
+
+    Args:
+        preset: `"quadrant"` or `"half_plane"`, as for [`spectrum_window`][] with n = `low`; or `"all"`.
+        low: how many frequencies per axis, 0 included.
+        frequencies: of the spectrum, whose middle cell is frequency 0.
+
+    Returns:
+        (2 * frequencies - 1, 2 * frequencies - 1), boolean, symmetric through the centre.
+    """
+    k = torch.arange(1 - frequencies, frequencies)
+    ky, kx = torch.meshgrid(k, k, indexing="ij")
+    if preset == "all":
+        return torch.ones_like(ky, dtype=torch.bool)
+    inside = (ky.abs() < low) & (kx.abs() < low)
+    return inside & (ky * kx >= 0) if preset == "quadrant" else inside
+
+
+def log_spectrum(image: Tensor, frequencies: int) -> Tensor:
+    """The magnitude of an image's low frequencies as a picture, frequency 0 in the middle.
+
+    Args:
+        image: (C, H, W), real.
+        frequencies: n, how many per axis, 0 included.
+
+    Returns:
+        (1, 2n-1, 2n-1) in [-1, 1]: the logarithm of the mean over channels, smallest to largest.
+    """
+    half = spectrum_window(image[None], "half_plane", frequencies)[0].abs().mean(0)
+    full = torch.cat([half.flip(0, 1)[:, :-1], half], dim=1)  # |X(-k)| = |X(k)|
+    logarithm = (full + 1e-4 * full.max()).log()
+    low, high = logarithm.min(), logarithm.max()
+    return ((logarithm - low) / (high - low) * 2 - 1)[None]
+
+
+def image_of_waves(image: Tensor, kept: Tensor) -> Tensor:
+    """Rebuild an image from those of its waves that are kept.
+
+    Args:
+        image: (C, H, W), real.
+        kept: cells of the centred spectrum, (2n-1, 2n-1), boolean, symmetric through the centre. Waves of
+            frequency n and more are left out.
+
+    Returns:
+        Like `image`. Waves count in full, other than in [`image_of_window`][] of a quadrant.
+    """
+    frequencies = (len(kept) + 1) // 2
+    half = spectrum_window(image[None], "half_plane", frequencies) * kept[:, frequencies - 1 :]
+    return image_of_window(half, "half_plane", *image.shape[1:])[0]

@@ -1,0 +1,24 @@
+"""Images to learn from: what ships, what is drawn, public data sets, and one's own."""
+
+from nca_lib.data.bcss import BCSS
+from nca_lib.data.celeba import CelebA
+from nca_lib.data.digits import Digits
+from nca_lib.data.faces import Faces
+from nca_lib.data.folder import Folder
+from nca_lib.data.images import DataError, Images, Split, Stream, random_crop, to_float
+from nca_lib.data.tissue import Tissue
+
+__all__ = [
+    "BCSS",
+    "CelebA",
+    "DataError",
+    "Digits",
+    "Faces",
+    "Folder",
+    "Images",
+    "Split",
+    "Stream",
+    "Tissue",
+    "random_crop",
+    "to_float",
+]

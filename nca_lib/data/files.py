@@ -1,0 +1,170 @@
+"""Image files in and out, of any mode: what the command line edits (chapter 6).
+
+[`read`][] returns a tensor and an [`Original`][], which remembers what the tensor does not hold;
+[`write`][] gives the result the same form. [`edit`][] does both around an edit.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from nca_lib.data.images import DataError, to_float
+
+
+@dataclass(frozen=True)
+class Original:
+    """What a file held besides its colours.
+
+    Attributes:
+        path: the file.
+        mode: `"RGB"`, `"L"` (grey) or `"I;16"` (grey, 16 bits).
+        alpha: its opacity, if it has any.
+    """
+
+    path: Path
+    mode: Literal["RGB", "L", "I;16"]
+    alpha: Image.Image | None = None
+
+
+def read(path: str | Path) -> tuple[Tensor, Original]:
+    """Read an image of any mode, upright: (3, H, W) in [-1, 1], and what else the file held.
+
+    Opacity is kept aside; pixels that are fully transparent have no colour, and count as white.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    path = Path(path)
+    image = _open(path)
+    if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
+        grey = torch.from_numpy(np.array(image, dtype=np.float32)).clamp(0, 65535) / 32767.5 - 1
+        return grey.expand(3, -1, -1).contiguous(), Original(path, "I;16")
+    mode: Literal["RGB", "L"] = "L" if image.mode in {"1", "L", "LA", "La", "F"} else "RGB"
+    if not image.has_transparency_data:
+        return to_float(image.convert("RGB")), Original(path, mode)
+    rgba = image.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    white = Image.new("RGB", image.size, "white")
+    seen = alpha.point(lambda value: 255 if value else 0)
+    return to_float(Image.composite(rgba.convert("RGB"), white, seen)), Original(path, mode, alpha)
+
+
+def read_mask(path: str | Path, image: Tensor, original: Original) -> Tensor:
+    """Read the mask of an image: (1, 1, H, W) bool, True where the image is known.
+
+    In the file what is to be filled is white (brighter than half); transparent counts as black.
+
+    Args:
+        path: the mask's file.
+        image: (3, H, W), the image it belongs to.
+        original: that image's file.
+
+    Raises:
+        DataError: the file cannot be read, has another size than the image, or marks nothing.
+    """
+    path = Path(path)
+    mask = _open(path)
+    height, width = image.shape[1:]
+    if mask.size != (width, height):
+        raise DataError(
+            f"{path} is {mask.width}x{mask.height}, but {original.path} is {width}x{height} "
+            "(width x height); a mask has its image's size"
+        )
+    if mask.mode.startswith("I"):
+        hole = torch.from_numpy(np.array(mask, dtype=np.float32)) > 32767
+    else:
+        black = Image.new("RGBA", mask.size, "black")
+        flat = Image.alpha_composite(black, mask.convert("RGBA")).convert("L")
+        hole = torch.from_numpy(np.array(flat)) > 127
+    if not hole.any():
+        raise DataError(f"{path} marks nothing; what is to be filled must be white")
+    return ~hole[None, None]
+
+
+def write(image: Tensor, path: str | Path, like: Original | None = None, force: bool = False) -> None:
+    """Write (C, H, W) in [-1, 1], C of 1 or 3, in the mode of the file that it came from.
+
+    The suffix says the format. Opacity is put back, enlarged if the image is.
+
+    Raises:
+        DataError: the file exists and `force` is off, or the format is unknown or cannot hold the image.
+    """
+    path = Path(path)
+    check_output(path, force)
+    mode = like.mode if like else "RGB" if len(image) == 3 else "L"
+    values = image.detach().cpu().float().clamp(-1, 1) / 2 + 0.5
+    if mode != "RGB" and len(image) == 3:
+        values = (values * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+    if mode == "I;16":
+        picture = Image.fromarray((values[0] * 65535).round().numpy().astype(np.uint16))
+    else:
+        pixels = (values * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        picture = Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels.repeat(3 // len(image), axis=2))
+    if like and like.alpha:
+        picture.putalpha(like.alpha.resize(picture.size, Image.Resampling.BILINEAR))
+    file = io.BytesIO()
+    try:
+        picture.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be written ({error}); .png holds every kind of image") from error
+    path.write_bytes(file.getvalue())
+
+
+def check_output(path: str | Path, force: bool = False) -> None:
+    """Refuse, before anything is computed, an output that could not be written.
+
+    Raises:
+        DataError: the file exists and `force` is off, its folder does not exist, or its suffix is unknown.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: the folder {path.parent} does not exist")
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise DataError(f"{path}: {path.suffix or 'no suffix'} is no known image format; try .png")
+    if path.exists() and not force:
+        raise DataError(f"{path} exists; add --force to overwrite it, or choose another name")
+
+
+def edit(
+    source: str | Path,
+    out: str | Path,
+    change: Callable[[Tensor], Tensor],
+    *,
+    channels: int = 3,
+    force: bool = False,
+) -> Tensor:
+    """Read an image, change it, write the result in the same mode; returns the result, (1, C, H, W).
+
+    Args:
+        source: the image's file.
+        out: the result's file.
+        change: maps (1, `channels`, H, W) to (1, `channels`, H', W'), both in [-1, 1].
+        channels: 3, or 1 for a model of grey images.
+        force: overwrite `out` if it exists.
+
+    Raises:
+        DataError: a file cannot be read, or not be written.
+    """
+    check_output(out, force)
+    image, original = read(source)
+    result = change(image[None] if channels == 3 else image.mean(0)[None, None])
+    write(result[0], out, original, force)
+    return result
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: unreadable ({reason})") from error

@@ -1,0 +1,123 @@
+"""What a data set is, and the endless sequence that training reads.
+
+A data set is a sequence of images, asked for one at a time: `data.image(index, rng)` returns a float
+tensor (C, size, size) in [-1, 1], its random crop and orientation drawn from `rng`. [`Stream`][] turns
+one into the endless, resumable sequence that training reads: item n depends on (seed, n) and on nothing
+else. Nothing here downloads anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+Split = Literal["train", "test"]
+
+
+class DataError(ValueError):
+    """The images cannot be used; the message names each file and what is wrong with it."""
+
+
+class Images(Protocol):
+    """What every data set offers."""
+
+    channels: int
+    size: int
+
+    def __len__(self) -> int:
+        """How many images (for crops: how many crops count as one pass)."""
+        ...
+
+    def image(self, index: int, rng: np.random.Generator) -> Tensor:
+        """One image, (channels, size, size), float32 in [-1, 1]."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes when the data changes."""
+        ...
+
+
+class Stream(Dataset[Tensor]):
+    """An endless, shuffled sequence of a data set's images; item n depends on (seed, n) only.
+
+    Each pass visits every image once, in a new order. A training that stops after n items resumes by
+    asking for item n.
+    """
+
+    def __init__(self, data: Images, seed: int):
+        self.data, self.seed = data, seed
+
+    def __getitem__(self, n: int) -> Tensor:
+        """Item n of the sequence, (C, size, size) in [-1, 1]."""
+        epoch, position = divmod(n, len(self.data))
+        index = _epoch_order(self.seed, epoch, len(self.data))[position]
+        return self.data.image(int(index), np.random.default_rng([self.seed, n, 1]))
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch, 0]).permutation(length)
+
+
+def random_crop(image: Tensor, size: int, rng: np.random.Generator, orientations: int = 8) -> Tensor:
+    """Cut a random `size` x `size` crop of (C, H, W) and turn it by a random symmetry of the square.
+
+    `orientations` is 8 (rotations and reflections), 2 (left-right flips) or 1 (as it is).
+    """
+    _, height, width = image.shape
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    return turned(image[:, top : top + size, left : left + size], rng, orientations)
+
+
+def turned(crop: Tensor, rng: np.random.Generator, orientations: int) -> Tensor:
+    """A square (C, S, S) in one of its orientations by chance, see [`random_crop`][]."""
+    turn = int(rng.integers(orientations))
+    if orientations == 8:
+        crop = torch.rot90(crop, turn // 2, dims=(1, 2))
+    return crop.flip(2) if turn % 2 else crop
+
+
+def to_float(image: np.ndarray | Image.Image) -> Tensor:
+    """An 8-bit image (H, W, C) as a float32 tensor (C, H, W) in [-1, 1]."""
+    array = torch.from_numpy(np.array(image, dtype=np.float32))
+    return array.permute(2, 0, 1).contiguous() / 127.5 - 1
+
+
+def hash_of(tensor: Tensor) -> str:
+    """A hash of a tensor's numbers, for fingerprints."""
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def quiet_open(file: Path) -> Image.Image:
+    """Open an image of any size, its pixels not read yet."""
+    with warnings.catch_warnings():  # two of BCSS's regions exceed the 89 million pixels that Pillow warns of
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file)
+
+
+def open_rgb(file: Path) -> Image.Image:
+    """Read an image as RGB.
+
+    Raises:
+        DataError: it is unreadable.
+    """
+    try:
+        with quiet_open(file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{file}: unreadable ({error})") from error
+
+
+def listing_hash(files: list[Path]) -> str:
+    """A hash of the files' names and sizes, for fingerprints."""
+    listing = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
+    return hashlib.sha256(listing.encode()).hexdigest()[:16]

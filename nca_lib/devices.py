@@ -1,0 +1,28 @@
+"""Which device there is, and what it can do."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+
+def best_device() -> torch.device:
+    """CUDA where there is one, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def hardware(device: torch.device) -> str:
+    """What the training ran on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} {platform.machine()} threads, {platform.system()} ({device.type})"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 arithmetic of its own (elsewhere it is emulated, and slower)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

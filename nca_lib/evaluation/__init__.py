@@ -1,0 +1,1 @@
+"""How good are the generated images? Extractors, metrics, judges, protocols (chapter 5)."""

@@ -1,0 +1,206 @@
+"""A matrix of experiments: train, evaluate, and keep one row for each (chapter 5).
+
+    name = "faces"
+    seeds = 3                          # train each entry with seeds 0, 1, 2; by default once, as it says
+    [evaluation]                       # arguments of `evaluation.evaluate_model`; without it there is none
+    protocol = "quick"
+    [[entry]]
+    experiment = "faces-fourier"       # a shipped experiment, or a .toml file
+    name = "faces-fourier-quadrant"    # by default the experiment's own
+    overrides = { "model.window" = "quadrant" }
+
+Rows are appended to a table of JSON lines, one for each entry and each snapshot of its training. A row that
+is there, of the same experiment and evaluation, is not made again. What was interrupted goes on from its
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.utils import make_grid, save_image
+
+from nca_lib import weights
+from nca_lib.baselines import VNCA
+from nca_lib.devices import computes_bf16
+from nca_lib.diff_nca import DiffNCA, compile_step
+from nca_lib.evaluation.evaluate import evaluate_model, generator
+from nca_lib.experiments.settings import Experiment, ExperimentError, matrices
+from nca_lib.experiments.training import snapshot_steps, train
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Experiments that are evaluated alike."""
+
+    name: str
+    entries: tuple[Experiment, ...]
+    evaluation: Mapping[str, Any]
+
+
+def read(source: str | Path, minutes: float | None = None) -> Matrix:
+    """Read a matrix from a .toml file, or a shipped one by its name.
+
+    Args:
+        source: file or name.
+        minutes: train each entry for this long instead of what its experiment says.
+
+    Raises:
+        ExperimentError: no such matrix; an entry that is not an experiment; two entries of one name.
+    """
+    path = Path(source)
+    if path.suffix != ".toml":
+        path = Path(str(resources.files("nca_lib") / "experiments" / "matrices" / f"{source}.toml"))
+    if not path.is_file():
+        known = ", ".join(matrices())
+        raise ExperimentError(f"no matrix {str(source)!r}; give a .toml file or one of: {known}")
+    try:
+        mapping = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ExperimentError(f"{path}: not valid TOML: {error}") from error
+    unknown = set(mapping) - {"name", "seeds", "evaluation", "entry"}
+    if unknown or not mapping.get("entry") or "name" not in mapping:
+        raise ExperimentError(f"{path}: a matrix has a name, seeds, [evaluation], and [[entry]] tables")
+    read = [_entry(path, entry, minutes) for entry in mapping["entry"]]
+    entries = tuple(entry for one in read for entry in _seeded(one, mapping.get("seeds")))
+    repeated = {entry.name for entry in entries if [e.name for e in entries].count(entry.name) > 1}
+    if repeated:
+        raise ExperimentError(f"{path}: more than one entry is named {', '.join(sorted(repeated))}")
+    return Matrix(mapping["name"], entries, mapping.get("evaluation", {}))
+
+
+def _entry(path: Path, entry: Mapping[str, Any], minutes: float | None) -> Experiment:
+    unknown = set(entry) - {"experiment", "name", "overrides"}
+    if unknown or "experiment" not in entry:
+        raise ExperimentError(f"{path}: an entry has experiment, name and overrides, not {sorted(unknown)}")
+    overrides = dict(entry.get("overrides", {}))
+    if "name" in entry:
+        overrides["name"] = entry["name"]
+    if minutes is not None:
+        overrides["training.minutes"] = minutes
+    return Experiment.read(entry["experiment"], overrides)
+
+
+def _seeded(entry: Experiment, seeds: int | None) -> list[Experiment]:
+    if seeds is None:
+        return [entry]
+    names = [entry.name if seed == 0 else f"{entry.name}-seed-{seed}" for seed in range(seeds)]
+    training = [replace(entry.training, seed=seed) for seed in range(seeds)]
+    return [replace(entry, name=n, training=t) for n, t in zip(names, training, strict=True)]
+
+
+def run(
+    matrix: Matrix,
+    folder: str | Path,
+    table: str | Path,
+    *,
+    only: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    progress: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Train every entry and make its rows that are not in the table yet; return all rows of this matrix.
+
+    Args:
+        matrix: what to run.
+        folder: each entry trains in `folder/NAME`, with samples in `folder/NAME/samples.png`.
+        table: the JSON lines file that rows are appended to.
+        only: names of the entries to run; all if empty. Several processes may share a table this way.
+        device: by default the best that is there.
+        progress: told what is being done.
+
+    Raises:
+        ExperimentError: `only` names an entry that does not exist.
+    """
+    unknown = set(only) - {entry.name for entry in matrix.entries}
+    if unknown:
+        raise ExperimentError(f"{', '.join(sorted(unknown))}: no such entry in matrix {matrix.name}")
+    table = Path(table)
+    table.parent.mkdir(parents=True, exist_ok=True)
+    done = {_identity(row) for row in rows(table)}
+    for entry in matrix.entries:
+        if only and entry.name not in only:
+            continue
+        stages = [f"model-{step:07d}" for step in snapshot_steps(entry.training)] + ["model"]
+        settings = {"evaluation": dict(matrix.evaluation), "experiment": entry.to_dict()}
+        wanted: list[dict[str, Any]] = [
+            {"name": entry.name, "matrix": matrix.name, "weights": stage, **settings} for stage in stages
+        ]
+        missing = [row for row in wanted if _identity(row) not in done]
+        if not missing:
+            progress(f"{entry.name}: done before")
+            continue
+        progress(f"{entry.name}: training")
+        torch.compiler.reset()  # of one function no more than eight shapes are compiled
+        place = Path(folder) / entry.name
+        used = next(train(entry, place, resume=True, device=device).parameters()).device
+        for row in missing:
+            progress(f"{entry.name}: evaluating {row['weights']}")
+            measured = _measured(matrix, entry, place, row["weights"], used)
+            with table.open("a") as file:
+                file.write(json.dumps(row | measured) + "\n")
+    return [row for row in rows(table) if row["matrix"] == matrix.name]
+
+
+def _identity(row: Mapping[str, Any]) -> str:
+    kept = ("matrix", "weights", "evaluation", "experiment")
+    return json.dumps({key: row.get(key) for key in kept}, sort_keys=True)
+
+
+def _measured(
+    matrix: Matrix, entry: Experiment, place: Path, stage: str, device: torch.device
+) -> dict[str, Any]:
+    """What a row holds of one snapshot: its record, its operations, and its evaluation if there is one."""
+    model, data = weights.load(place / f"{stage}.safetensors", device), entry.build_data("test")
+    measured = {
+        **weights.record(place / f"{stage}.safetensors"),
+        "operations": operations(model, data.channels, data.size),
+    }
+    if not matrix.evaluation:
+        return measured
+    if entry.training.compile:
+        compile_step(model, device)
+    options = {"bf16": entry.training.bf16 and computes_bf16(device), **matrix.evaluation}
+    if stage == "model":
+        sampling = {key: options[key] for key in ("sampler", "steps", "seed", "bf16") if key in options}
+        images = generator(model, data, **sampling)(0, 32)
+        save_image(make_grid(images.cpu().float() / 2 + 0.5, nrow=8, padding=1), place / "samples.png")
+    folder = place / "evaluation" / stage
+    return measured | evaluate_model(model, entry, folder=folder, device=device, **options)
+
+
+def operations(model: nn.Module, channels: int, size: int) -> float:
+    """Floating-point operations of one network call on one image (a multiply-add counts as two).
+
+    Of an automaton they are those of the literal computation, as published. For VNCA it is the whole image:
+    there is only one call.
+    """
+    model = deepcopy(model)
+    for module in model.modules():
+        if isinstance(module, DiffNCA):
+            module.fast = False
+    parameter = next(model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        if isinstance(model, VNCA):
+            model.sample((size, size))
+        else:
+            noisy = torch.zeros(1, channels, size, size, device=parameter.device)
+            model(noisy, torch.full((1,), 0.5, device=parameter.device))
+    return float(counter.get_total_flops())
+
+
+def rows(table: str | Path) -> list[dict[str, Any]]:
+    """The rows of a results table: a JSON lines file, or `"shipped"` for those that come with the library."""
+    path = Path(table)
+    if str(table) == "shipped":
+        path = Path(str(resources.files("nca_lib") / "experiments" / "results" / "results.jsonl"))
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

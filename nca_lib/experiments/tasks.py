@@ -1,0 +1,189 @@
+"""What each kind of model learns, and how its progress is shown: the losses that `training` minimises.
+
+A task holds the model in training and its data. Diffusion models learn to undo noise (chapters 2 to 5),
+growing automata to draw a picture (chapter 1), VNCA to explain images by a code (chapter 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from nca_lib.baselines import VNCA
+from nca_lib.data.images import Stream
+from nca_lib.diff_nca import compile_step
+from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.experiments.growing import GrowingTask
+from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.samplers import sample
+from nca_lib.weights import load
+
+
+class Task(Protocol):
+    """What the loop needs to know of an experiment: a loss, and how to show and measure progress."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in training."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the data."""
+        ...
+
+    def start(self, step: int) -> None:
+        """Position the data so that `loss` continues at `step`."""
+        ...
+
+    def loss(self) -> Tensor:
+        """The loss on the next batch; a scalar with gradient."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> float:
+        """The loss on held-out data with fixed noise."""
+        ...
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """A few samples, (B, C, H, W) in [0, 1]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What resuming needs besides weights, optimiser and random state."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put `state` back."""
+        ...
+
+
+class _ImageTask:
+    """What diffusion models and VNCA share: an endless stream of images, and a held-out split."""
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        self.data, self.held_out = experiment.build_data("train"), experiment.build_data("test")
+        self.training, self.device = experiment.training, device
+        self.fingerprint = self.data.fingerprint()
+
+    def start(self, step: int) -> None:
+        """Continue the stream of images at batch `step`."""
+        batch = self.training.batch
+
+        def batches() -> Iterator[range]:
+            n = step * batch
+            while True:
+                yield range(n, n + batch)
+                n += batch
+
+        # A generator of its own: creating the loader must not consume the training's random numbers.
+        loader = DataLoader(
+            Stream(self.data, self.training.seed),
+            batch_sampler=batches(),  # type: ignore[arg-type]
+            num_workers=self.training.workers,
+            generator=torch.Generator(),
+        )
+        self.batches = iter(loader)
+
+    def _next(self) -> Tensor:
+        return next(self.batches).to(self.device)
+
+    def _held_out_images(self) -> Tensor:
+        stream = Stream(self.held_out, seed=0)
+        return torch.stack([stream[n] for n in range(64)])
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing: the stream's position follows from the step."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Nothing to put back."""
+
+
+class DiffusionTask(_ImageTask):
+    """Learn to predict noise on a data set's images."""
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        super().__init__(experiment, device)
+        self.model: Denoiser = experiment.build_model().to(device)  # type: ignore[assignment]
+        self.teacher: Denoiser | None = None
+        if experiment.training.teacher:
+            self.teacher = _teacher(experiment).to(device)
+            if experiment.training.compile:
+                compile_step(self.teacher, device)
+
+    def loss(self) -> Tensor:
+        """MSE + L1 at random timesteps, against the truth or the teacher."""
+        clean = self._next()
+        # One timestep from each of B equal strata: uniform like independent draws, with less variance
+        # (Kingma et al. 2021, appendix I.1).
+        strata = (torch.arange(len(clean)) + torch.rand(1)) / len(clean)
+        t = (strata * self.model.schedule.timesteps).long()
+        return self.model.loss(clean, t, torch.randn_like(clean), self.teacher)
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Mean loss on 64 held-out images, each at eight timesteps, always with the same noise."""
+        assert isinstance(model, Denoiser)
+        clean = self._held_out_images()
+        total = 0.0
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            for part in range(8):
+                t = (torch.arange(64) * 8 + part) * model.schedule.timesteps // 512
+                total += float(model.loss(clean.to(self.device), t, torch.randn_like(clean).to(self.device)))
+        return total / 8
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Eight samples by 25 DDIM steps, always from the same noise."""
+        assert isinstance(model, Denoiser)
+        size = (self.data.size, self.data.size)
+        images = sample(model, model.schedule, size, count=8, channels=self.data.channels, steps=25)
+        return images / 2 + 0.5
+
+
+def _teacher(experiment: Experiment) -> Denoiser:
+    name = experiment.training.teacher
+    teacher = load(str(name))
+    wanted = experiment.diffusion
+    if not isinstance(teacher, Denoiser):
+        raise ExperimentError(f"training.teacher: {name} is no denoiser; it has nothing to teach")
+    same = teacher.schedule.alpha_bar.equal(noise_schedule(wanted.schedule, wanted.timesteps).alpha_bar)
+    if teacher.target != wanted.target or not same:
+        raise ExperimentError(
+            f"training.teacher: {name} predicts {teacher.target} on {teacher.schedule.timesteps} timesteps; "
+            f"the experiment must have the same target and schedule"
+        )
+    return teacher
+
+
+class VNCATask(_ImageTask):
+    """Learn to code images and to draw them from the code: the evidence lower bound (Palm et al. 2022)."""
+
+    def __init__(self, experiment: Experiment, device: torch.device):
+        super().__init__(experiment, device)
+        self.model: VNCA = experiment.build_model().to(device)  # type: ignore[assignment]
+
+    def loss(self) -> Tensor:
+        """The negative evidence lower bound."""
+        return self.model.loss(self._next())
+
+    def evaluate(self, model: nn.Module) -> float:
+        """The loss on 64 held-out images, always with the same codes drawn."""
+        assert isinstance(model, VNCA)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            return float(model.loss(self._held_out_images().to(self.device)))
+
+    def preview(self, model: nn.Module) -> Tensor:
+        """Eight samples from the prior, always from the same codes."""
+        assert isinstance(model, VNCA)
+        return model.sample((self.data.size, self.data.size), count=8) / 2 + 0.5
+
+
+def task_of(experiment: Experiment, device: torch.device) -> Task:
+    """The task that an experiment's kind of model learns."""
+    kinds: dict[str, type] = {"growing-nca": GrowingTask, "vnca": VNCATask}
+    return kinds.get(experiment.model["kind"], DiffusionTask)(experiment, device)

@@ -1,0 +1,171 @@
+"""Image files: every mode comes back as it went in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from nca_lib.data.files import edit, read, read_mask, write
+from nca_lib.data.images import DataError
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (7, 5, 4), dtype=np.uint8)
+RGB = Image.fromarray(PIXELS[..., :3])
+RGBA = Image.fromarray(PIXELS)
+GREY = Image.fromarray(PIXELS[..., 0])
+DEEP = Image.fromarray(RNG.integers(0, 65536, (7, 5), dtype=np.uint16))
+
+
+def stored(picture: Image.Image, path: Path, **options: object) -> Path:
+    picture.save(path, **options)
+    return path
+
+
+def unchanged(source: Path, out: Path) -> Image.Image:
+    edit(source, out, lambda image: image)
+    return Image.open(out)
+
+
+@pytest.mark.parametrize("picture", [RGB, GREY, DEEP], ids=["RGB", "grey", "16 bits"])
+def test_an_image_that_nobody_changed_is_written_back_exactly(picture: Image.Image, tmp_path: Path) -> None:
+    back = unchanged(stored(picture, tmp_path / "in.png"), tmp_path / "out.png")
+    assert back.mode == picture.mode
+    np.testing.assert_array_equal(np.array(back), np.array(picture))
+
+
+@pytest.mark.parametrize(
+    ("picture", "as_mode"),
+    [
+        (RGB.quantize(16), "RGB"),
+        (GREY.convert("1"), "L"),
+        (RGB.convert("CMYK"), "RGB"),
+    ],
+    ids=["palette", "black and white", "CMYK"],
+)
+def test_other_modes_keep_their_look(picture: Image.Image, as_mode: str, tmp_path: Path) -> None:
+    source = stored(picture, tmp_path / "in.tif")
+    back = unchanged(source, tmp_path / "out.png")
+    assert back.mode == as_mode
+    np.testing.assert_array_equal(np.array(back), np.array(Image.open(source).convert(as_mode)))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_opacity_is_kept_and_does_not_touch_the_colours(mode: str, tmp_path: Path) -> None:
+    picture = RGBA.convert(mode)
+    back = unchanged(stored(picture, tmp_path / "in.png"), tmp_path / "out.png")
+    assert back.mode == mode
+    before, after = np.array(picture), np.array(back)
+    np.testing.assert_array_equal(after[..., -1], before[..., -1])
+    seen = before[..., -1] > 0
+    np.testing.assert_array_equal(after[seen], before[seen])
+
+
+def test_transparent_pixels_count_as_white_and_a_transparent_palette_colour_is_opacity(
+    tmp_path: Path,
+) -> None:
+    palette = GREY.point(lambda value: value // 128).convert("P")
+    source = stored(palette, tmp_path / "in.png", transparency=0)
+    image, original = read(source)
+    hidden = torch.from_numpy(np.array(palette)) == 0
+    assert 0 < hidden.sum() < hidden.numel()
+    assert (image[:, hidden] == 1).all()
+    np.testing.assert_array_equal(np.array(original.alpha) == 0, hidden.numpy())
+
+
+def test_opacity_grows_with_the_image(tmp_path: Path) -> None:
+    source = stored(RGBA, tmp_path / "in.png")
+    edit(source, tmp_path / "out.png", lambda x: torch.nn.functional.interpolate(x, scale_factor=3))
+    back = Image.open(tmp_path / "out.png")
+    assert (back.mode, back.size) == ("RGBA", (15, 21))
+    centres = np.array(back)[1::3, 1::3, 3]
+    np.testing.assert_array_equal(centres, PIXELS[..., 3])
+
+
+def test_a_photograph_taken_sideways_is_read_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    source = stored(RGB, tmp_path / "in.png", exif=exif)
+    image, _ = read(source)
+    assert image.shape == (3, 5, 7)
+    back = unchanged(source, tmp_path / "out.png")
+    np.testing.assert_array_equal(np.array(back), np.array(RGB.transpose(Image.Transpose.ROTATE_270)))
+    np.testing.assert_array_equal(np.array(ImageOps.exif_transpose(back)), np.array(back))  # not turned twice
+
+
+def test_values_lie_where_the_library_wants_them(tmp_path: Path) -> None:
+    ramp = Image.fromarray(np.array([[0, 65535]], dtype=np.uint16))
+    assert read(stored(ramp, tmp_path / "deep.png"))[0][0].tolist() == [[-1, 1]]
+    grey = Image.fromarray(np.array([[0, 255]], dtype=np.uint8))
+    assert read(stored(grey, tmp_path / "grey.png"))[0][2].tolist() == [[-1, 1]]
+
+
+def test_a_model_of_grey_images_edits_any_image(tmp_path: Path) -> None:
+    source = stored(GREY, tmp_path / "in.png")
+    edit(source, tmp_path / "out.png", lambda image: -image, channels=1)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out.png")), 255 - np.array(GREY))
+    coloured = edit(
+        stored(RGB, tmp_path / "rgb.png"), tmp_path / "rgb_out.png", lambda image: image, channels=1
+    )
+    assert coloured.shape == (1, 1, 7, 5)
+    back = np.array(Image.open(tmp_path / "rgb_out.png")).astype(int)
+    assert (np.ptp(back, axis=2) == 0).all()
+
+
+def test_a_mask_is_white_where_something_is_to_be_filled(tmp_path: Path) -> None:
+    image, original = read(stored(RGB, tmp_path / "in.png"))
+    hole = np.zeros((7, 5), dtype=bool)
+    hole[2:4, 1:3] = True
+    white = Image.fromarray(hole.astype(np.uint8) * 255)
+    strokes = Image.new("RGBA", (5, 7), (255, 255, 255, 0))  # transparent white paper
+    strokes.paste((255, 255, 255, 255), mask=white)
+    deep = Image.fromarray(hole.astype(np.uint16) * 65535)
+    for name, mask in (("grey", white), ("bits", white.convert("1")), ("strokes", strokes), ("deep", deep)):
+        known = read_mask(stored(mask, tmp_path / f"{name}.png"), image, original)
+        np.testing.assert_array_equal(known[0, 0].numpy(), ~hole)
+
+
+def test_masks_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+    image, original = read(stored(RGB, tmp_path / "photo.png"))
+    with pytest.raises(DataError, match=r"mask\.png is 9x7, but .*photo\.png is 5x7 \(width x height\)"):
+        read_mask(stored(Image.new("L", (9, 7), 255), tmp_path / "mask.png"), image, original)
+    with pytest.raises(DataError, match=r"empty\.png marks nothing; .* white"):
+        read_mask(stored(Image.new("L", (5, 7)), tmp_path / "empty.png"), image, original)
+
+
+def test_nothing_is_overwritten_without_force_nor_computed_in_vain(tmp_path: Path) -> None:
+    source, out = stored(RGB, tmp_path / "in.png"), stored(GREY, tmp_path / "out.png")
+    before = out.read_bytes()
+
+    def never(image: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("computed before the output was checked")
+
+    with pytest.raises(DataError, match=r"out\.png exists; add --force"):
+        edit(source, out, never)
+    with pytest.raises(DataError, match=r"folder .*nowhere does not exist"):
+        edit(source, tmp_path / "nowhere" / "out.png", never)
+    with pytest.raises(DataError, match=r"\.xyz is no known image format"):
+        edit(source, tmp_path / "out.xyz", never)
+    assert out.read_bytes() == before
+    edit(source, out, lambda image: image, force=True)
+    np.testing.assert_array_equal(np.array(Image.open(out)), np.array(RGB))
+
+
+def test_unreadable_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    whole = stored(RGB.resize((200, 200)), tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for name in ("text.png", "cut.png", "missing.png", "."):
+        with pytest.raises(DataError, match=r"unreadable \(.+\)$") as refused:
+            read(tmp_path / name)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_format_that_cannot_hold_the_image_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    image, original = read(stored(RGBA, tmp_path / "in.png"))
+    with pytest.raises(DataError, match=r"out\.jpg: cannot be written .*\.png holds every kind"):
+        write(image, tmp_path / "out.jpg", original)
+    assert not (tmp_path / "out.jpg").exists()

@@ -1,0 +1,493 @@
+"""Evaluation: closed forms of every distance, exact resuming, processes, recipes and refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from nca_lib.book.plots import measurements
+from nca_lib.data.digits import Digits
+from nca_lib.data.tissue import Tissue
+from nca_lib.evaluation.distortions import blurred, noisy
+from nca_lib.evaluation.evaluate import (
+    PROTOCOLS,
+    EvaluationError,
+    RealImages,
+    distinct,
+    evaluate,
+    evaluate_model,
+    generator,
+)
+from nca_lib.evaluation.extractors.extractor import Extractor, to_pixels
+from nca_lib.evaluation.judges import DigitJudge, FaceJudge
+from nca_lib.evaluation.metrics import (
+    Comparison,
+    PrecisionRecall,
+    SpectrumDistance,
+    frechet_distance,
+    log_spectra,
+    through_jpeg,
+)
+from nca_lib.experiments.settings import Experiment
+from nca_lib.samplers import SAMPLERS, sample
+
+
+class Quadrants(Extractor):
+    """The mean colours of an image's quarters, and of its middle: 12 features without weights."""
+
+    name, sha256, num_features, resize = "quadrants", "none", 12, "none"
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.float() / 127.5 - 1
+        return avg_pool2d(x, x.shape[-1] // 2).flatten(1)
+
+
+class Waves:
+    """Endless smooth random images, 16x16: held-out ones are of the same kind."""
+
+    channels, size = 3, 16
+
+    def __init__(self, salt: int):
+        self.salt = salt
+
+    def __len__(self) -> int:
+        return 10_000
+
+    def image(self, index: int, rng: np.random.Generator) -> Tensor:
+        own = torch.Generator().manual_seed(self.salt * 100_003 + index)
+        coarse = torch.randn(1, 3, 4, 4, generator=own) * 0.5
+        return interpolate(coarse, (16, 16), mode="bicubic")[0].clamp(-1, 1)
+
+    def fingerprint(self) -> str:
+        return f"waves-{self.salt}"
+
+
+TRAIN, TEST = Waves(0), Waves(1)
+NEITHER = np.random.default_rng(0)
+
+
+def new_waves(first: int, count: int) -> Tensor:
+    """A perfect model: images of the same kind as the data's."""
+    return torch.stack([Waves(2).image(i, NEITHER) for i in range(first, first + count)])
+
+
+def seen(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The distances of the only extractor, and the other metrics."""
+    (distances,) = metrics["extractors"].values()
+    return distances | metrics
+
+
+def evaluate_waves(generate: Callable[[int, int], Tensor] = new_waves, **options: Any) -> dict[str, Any]:
+    return evaluate(generate, TRAIN, TEST, **{"extractors": [Quadrants()], "count": 120} | options)
+
+
+def whitened(count: int, dimensions: int, seed: int) -> Tensor:
+    """Features whose mean is exactly 0 and covariance exactly the identity."""
+    x = torch.randn(count, dimensions, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x = x - x.mean(0)
+    return x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (count - 1))).T
+
+
+def comparison(real: Tensor, other: Tensor, subset_size: int) -> dict[str, Any]:
+    extractor = Quadrants()
+    extractor.num_features = real.shape[1]
+    found = Comparison([extractor], subset_size, 2)
+    for features, is_real in ((real, True), (other, False)):
+        found.update({extractor.name: features, "spectra": torch.zeros(len(features), 2)}, real=is_real)
+    return found.compute(0)["extractors"][extractor.name]
+
+
+def test_frechet_distance_of_two_normal_distributions() -> None:
+    d, shift, scale = 5, 3.0, 0.25
+    real, other = whitened(400, d, 0), whitened(300, d, 1) * scale + shift
+    exact = d * shift**2 + d * (1 - scale) ** 2  # |m|^2 + tr(I + s^2 I - 2 s I)
+    assert frechet_distance(real, other) == pytest.approx(exact, rel=1e-9)
+    assert comparison(real, other, 50)["frechet_distance"] == pytest.approx(exact, rel=1e-9)
+    assert abs(frechet_distance(real, real[torch.randperm(400)])) < 1e-6
+
+
+def test_frechet_distance_of_correlated_features() -> None:
+    # Covariances that commute: (sum of squared differences of the roots of their eigenvalues).
+    turn = torch.linalg.qr(
+        torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )[0]
+    a, b = torch.tensor([4.0, 1.0, 0.25]).double(), torch.tensor([1.0, 9.0, 0.25]).double()
+    real, other = whitened(200, 3, 2) * a.sqrt() @ turn.T, whitened(200, 3, 3) * b.sqrt() @ turn.T
+    assert frechet_distance(real, other) == pytest.approx(float(((a.sqrt() - b.sqrt()) ** 2).sum()), rel=1e-9)
+
+
+def test_kernel_distance_is_the_unbiased_estimate() -> None:
+    n, d = 24, 3
+    x, y = torch.randn(n, d, dtype=torch.float64), torch.randn(n, d, dtype=torch.float64) + 0.5
+
+    def k(a: Tensor, b: Tensor) -> float:
+        return float((a @ b / d + 1) ** 3)
+
+    pairs = [(i, j) for i in range(n) for j in range(n)]
+    within = sum(k(x[i], x[j]) + k(y[i], y[j]) for i, j in pairs if i != j) / (n * (n - 1))
+    across = sum(k(x[i], y[j]) for i, j in pairs) / n**2
+    found = comparison(x, y, n)  # every subset is the whole
+    assert found["kernel_distance"] == pytest.approx(within - 2 * across, rel=1e-9)
+    assert found["kernel_distance_std"] < 1e-9
+
+
+def test_kernel_distance_of_equal_distributions_is_zero_on_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = [torch.randn(2, 100, 3, generator=generator) for _ in range(30)]
+    found = torch.tensor([comparison(x, y, 50)["kernel_distance"] for x, y in draws])
+    assert abs(found.mean()) < 3 * found.std() / math.sqrt(30)
+    assert found.min() < 0 < found.max()
+
+
+def precision_recall(real: Tensor, other: Tensor) -> tuple[float, float]:
+    metric = PrecisionRecall()
+    for part in real.split(40):
+        metric.update(part, real=True)
+    metric.update(other, real=False)
+    return metric.compute()
+
+
+def test_precision_and_recall_of_simple_sets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 150, 2, generator=generator)
+    assert precision_recall(a, a) == (1, 1)
+    assert precision_recall(a, b + 100) == (0, 0)
+    both = torch.cat([a, b + 100])
+    precision, recall = precision_recall(both, a + 0.01)
+    assert precision > 0.9 and 0.4 < recall <= 0.5  # half of the modes dropped
+    precision, recall = precision_recall(a + 0.01, both)
+    assert 0.4 < precision <= 0.5 and recall > 0.9  # half of what is made is nonsense
+
+
+def test_precision_and_recall_by_hand() -> None:
+    # Third nearest neighbours on a line: 0, 1, 2, 3 and 10 have radii 3, 2, 2, 3 and 9.
+    real = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0]])
+    other = torch.tensor([[-2.9], [-3.1], [18.9], [19.1]])
+    # Others within: -2.9 (of 0), 18.9 (of 10). Their radii: 21.8, 22, 22, 22.2, which cover every real one.
+    assert precision_recall(real, other) == (0.5, 1)
+
+
+def test_a_wave_has_its_power_at_its_own_radius() -> None:
+    x = torch.arange(32) / 32
+    wave = torch.cos(2 * math.pi * (3 * x[:, None] + 4 * x)).expand(1, 1, 32, 32)
+    spectrum = log_spectra(wave)[0]
+    assert spectrum.argmax() == 4  # radius 5
+    ring = sum(round(math.hypot(u, v)) == 5 for u in range(-16, 16) for v in range(-16, 16))
+    # Parseval: the mean power 1/2 of 1,024 pixels, spread over the ring.
+    assert spectrum[4] == pytest.approx(10 * math.log10(512 / ring), abs=1e-3)
+    assert (spectrum[torch.arange(16) != 4] < -40).all()
+
+
+def test_the_darkest_spectrum_is_that_of_rounding_to_eight_bits() -> None:
+    floor = 10 * math.log10((2 / 255) ** 2 / 12)  # the variance of what is rounded off, levels 2/255 apart
+    assert log_spectra(torch.full((1, 3, 16, 16), 0.3))[0].tolist() == pytest.approx([floor] * 8, abs=1e-3)
+
+
+def test_spectrum_distance_of_scaled_images_is_the_gain() -> None:
+    images = torch.rand(20, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    metric = SpectrumDistance(8)
+    for part in images.split(7):
+        metric.update(log_spectra(part), real=True)
+    metric.update(log_spectra(images * 2), real=False)
+    assert metric.compute() == pytest.approx(20 * math.log10(2), rel=1e-3)  # every radius, every image
+
+
+@pytest.fixture(scope="module")
+def perfect() -> dict[str, Any]:
+    return evaluate_waves(count=200)
+
+
+def test_a_perfect_model_is_at_the_floor(perfect: dict[str, Any]) -> None:
+    metrics, floor = seen(perfect["metrics"]), seen(perfect["floor"])
+    assert metrics["frechet_distance"] < 2 * floor["frechet_distance"]
+    assert abs(metrics["kernel_distance"]) < 3 * floor["kernel_distance_std"]
+    assert metrics["precision"] == pytest.approx(floor["precision"], abs=0.1)
+    assert metrics["recall"] == pytest.approx(floor["recall"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "metric"),
+    [
+        (lambda x: (x + 0.3).clamp(-1, 1), "frechet_distance"),
+        (lambda x: (x + 0.3).clamp(-1, 1), "kernel_distance"),
+        (lambda x: noisy(x, 0.2), "spectrum_distance"),
+        (lambda x: blurred(x, 6.0), "spectrum_distance"),
+    ],
+    ids=["shift", "shift-kernel", "noise", "blur"],
+)
+def test_damage_is_above_the_floor(
+    perfect: dict[str, Any], damage: Callable[[Tensor], Tensor], metric: str
+) -> None:
+    damaged = evaluate_waves(lambda first, count: damage(new_waves(first, count)), count=200)
+    assert damaged["floor"] == perfect["floor"]
+    found, floor, best = (seen(m)[metric] for m in (damaged["metrics"], damaged["floor"], perfect["metrics"]))
+    assert found > 3 * max(floor, best)
+
+
+def test_the_recipe_says_how_the_numbers_were_made() -> None:
+    result = evaluate_waves(seed=5, recipe={"sampler": "none"})
+    assert json.loads(json.dumps(result)) == result
+    recipe = result["recipe"]
+    assert recipe["protocol"] == {
+        "name": "quick", "count": 120, "split": "test", "subset_size": 100, "published": False,
+    }  # fmt: skip
+    assert recipe["extractors"] == {"quadrants": {"sha256": "none", "resize": "none"}}
+    assert recipe["counts"] == {"generated": 120, "real": 120, "floor": 120}
+    assert recipe["real"] == {"split": "test", "first": 0, "fingerprint": "waves-1"}
+    assert recipe["floor"] == {"split": "test", "first": 120, "fingerprint": "waves-1"}
+    assert (recipe["seed"], recipe["sampler"]) == (5, "none")
+    assert set(result["metrics"]) == {"extractors", "spectrum_distance"}
+    assert set(result["metrics"]["extractors"]["quadrants"]) == {
+        "frechet_distance", "kernel_distance", "kernel_distance_std", "precision", "recall"
+    }  # fmt: skip
+
+
+class Projection(Extractor):
+    """Weighted sums of all pixels: a matrix product, which autocast would do in bf16."""
+
+    name, sha256, num_features, resize = "projection", "none", 5, "none"
+
+    def forward(self, images: Tensor) -> Tensor:
+        weights = torch.randn(3 * 16 * 16, 5, generator=torch.Generator().manual_seed(0))
+        return (images.float() / 255).flatten(1) @ weights
+
+
+class ProjectionJudge:
+    """The mean of such sums."""
+
+    name, columns = "sums", 5
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ torch.linspace(0, 1, 3 * 16 * 16 * 5).view(-1, 5)
+
+    def summary(self, means: Tensor) -> dict[str, Any]:
+        return {"sums": means.tolist()}
+
+
+def test_several_extractors_see_images_that_are_drawn_once() -> None:
+    drawn: list[int] = []
+
+    def counts(first: int, count: int) -> Tensor:
+        drawn.extend(range(first, first + count))
+        return new_waves(first, count)
+
+    both = evaluate_waves(counts, extractors=[Quadrants(), Projection()])
+    assert drawn == list(range(120))
+    assert list(both["recipe"]["extractors"]) == ["quadrants", "projection"]
+    for extractor in (Quadrants(), Projection()):
+        alone = evaluate_waves(extractors=[extractor])
+        for part in ("metrics", "floor"):
+            assert both[part]["extractors"][extractor.name] == alone[part]["extractors"][extractor.name]
+            assert both[part]["spectrum_distance"] == alone[part]["spectrum_distance"]
+
+
+def test_only_inceptions_distances_are_called_fid_and_kid() -> None:
+    inception = Projection()
+    inception.is_inception = True
+    found = evaluate_waves(extractors=[Quadrants(), inception])["metrics"]["extractors"]
+    assert set(found["projection"]) == {"fid", "kid", "kid_std", "precision", "recall"}
+    assert not {"fid", "kid"} & set(found["quadrants"])
+
+
+def test_extractors_and_judges_see_in_float32_whatever_surrounds_them() -> None:
+    options = {"extractors": [Projection()], "judge": ProjectionJudge()}
+    plain = evaluate_waves(**options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Projection()(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).dtype == torch.bfloat16
+        mixed = evaluate_waves(**options)
+    assert mixed == plain
+
+
+def test_results_do_not_depend_on_the_batch() -> None:
+    a, b = evaluate_waves(batch=64), evaluate_waves(batch=17)
+    assert measurements(a["metrics"]) == pytest.approx(measurements(b["metrics"]), rel=1e-6)
+
+
+def test_an_interrupted_evaluation_ends_in_the_same_result(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def fails(first: int, count: int) -> Tensor:
+        if first >= 60:
+            raise KeyboardInterrupt
+        return new_waves(first, count)
+
+    def counts(first: int, count: int) -> Tensor:
+        asked.append(first)
+        return new_waves(first, count)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_waves(fails, folder=tmp_path, batch=20)
+    resumed = evaluate_waves(counts, folder=tmp_path, batch=20)
+    assert asked == [60, 80, 100]
+    assert resumed == evaluate_waves(batch=20)
+    assert evaluate_waves(fails, folder=tmp_path, batch=20) == resumed  # finished: nothing is done again
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_another_recipe_does_not_go_on_from_this_one(tmp_path: Path) -> None:
+    first = evaluate_waves(folder=tmp_path, recipe={"model": "a"})
+    other = evaluate_waves(lambda f, n: -new_waves(f, n).abs(), folder=tmp_path, recipe={"model": "b"})
+    near, far = (seen(found["metrics"])["frechet_distance"] for found in (first, other))
+    assert far > 2 * near
+
+
+def _one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    result = evaluate_waves(count=130, batch=16, folder=folder)
+    Path(folder, f"rank-{rank}").write_text(json.dumps(result))
+    dist.destroy_process_group()
+
+
+def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
+    multiprocessing.set_forkserver_preload(["nca_lib.evaluation.evaluate"])  # imported once, not by each
+    mp.start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method="forkserver")
+    alone = evaluate_waves(count=130, batch=16)
+    for rank in range(2):
+        found = json.loads((tmp_path / f"rank-{rank}").read_text())
+        for part in ("metrics", "floor"):
+            assert measurements(found[part]) == pytest.approx(measurements(alone[part]), rel=1e-6)
+        assert found["recipe"] == alone["recipe"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 12, "protocol": "reference"}, "12 generated images.*12 features needs at least 13"),
+        ({"count": 99}, "99 generated images.*'quick' draws subsets of 100"),
+        ({"count": 500, "protocol": "sound"}, "subsets of 1000"),
+        ({"protocol": "best"}, "'best' is unknown; choose one of reference, sound, quick"),
+    ],
+)
+def test_meaningless_evaluations_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        evaluate_waves(**options)
+
+
+def test_too_few_real_images_are_refused() -> None:
+    with pytest.raises(EvaluationError, match=r"297 real images.*subsets of 1000"):
+        evaluate(new_waves, Digits(16), Digits(16, "test"), protocol="sound", extractors=[Quadrants()])
+
+
+def test_protocols_are_the_specified_ones() -> None:
+    reference, sound = PROTOCOLS["reference"], PROTOCOLS["sound"]
+    assert (reference.count, reference.split, reference.subset_size) == (2048, "train", 10)
+    assert (sound.count, sound.split, sound.subset_size) == (10_000, "test", 1000)
+
+
+def test_the_reference_protocol_treats_both_sides_alike() -> None:
+    def training_images(first: int, count: int) -> Tensor:
+        return RealImages(TRAIN, "train", 0, 60, 0).batch(first, count)
+
+    found = seen(evaluate_waves(training_images, protocol="reference", count=60)["metrics"])
+    assert abs(found["frechet_distance"]) < 1e-6
+    assert found["spectrum_distance"] == 0 and found["precision"] == 1
+
+
+def test_the_reference_protocol_reads_transposed_jpegs() -> None:
+    shown: list[Tensor] = []
+
+    class Records(Quadrants):
+        def forward(self, images: Tensor) -> Tensor:
+            shown.append(images)
+            return super().forward(images)
+
+    evaluate_waves(protocol="reference", count=60, extractors=[Records()])
+    last = to_pixels(new_waves(0, 60))
+    assert torch.equal(shown[-1], torch.stack([through_jpeg(image) for image in last]).transpose(2, 3))
+    assert not torch.equal(shown[-1].transpose(2, 3), last)
+
+
+def test_random_crops_are_endless_and_files_are_not() -> None:
+    assert distinct(Tissue(32)) == math.inf
+    assert distinct(Digits(8, "test")) == 297
+
+
+def test_the_digit_judge_reads_digits() -> None:
+    judge = DigitJudge(32)
+    held_out = Digits(32, "test")
+    real = judge.summary(judge(held_out.images).mean(0))
+    assert real["confidence"] > 0.9 and real["classes"] == 10
+    assert float((judge(held_out.images)[:, 1:].argmax(1) == held_out.labels).double().mean()) > 0.92
+    ones = judge.summary(judge(held_out.images[held_out.labels == 1]).mean(0))
+    assert ones["classes"] <= 2 and max(ones["class_fractions"]) == ones["class_fractions"][1]
+    blends = (held_out.images + held_out.images.roll(5, 0)) / 2
+    assert judge.summary(judge(blends).mean(0))["confidence"] < real["confidence"] - 0.03
+
+
+def test_the_face_judge_tells_faces_from_glued_halves() -> None:
+    from nca_lib.data.faces import Faces
+    from nca_lib.evaluation.distortions import glued
+
+    faces = Faces(64, "test")
+    images = torch.stack([faces.image(i, NEITHER) for i in range(40)])
+    judge = FaceJudge(64)
+    assert judge.summary(judge(images).mean(0))["all"] > 0.9
+    assert judge.summary(judge(glued(images)).mean(0))["all"] < 0.3
+
+
+def tiny(kind: str) -> Experiment:
+    models = {
+        "diff-nca": {"kind": "diff-nca", "channels": 8, "hidden": 16, "steps": 2},
+        "growing-nca": {"kind": "growing-nca"},
+    }
+    return Experiment.from_dict(
+        {
+            "name": "tiny",
+            "model": models[kind],
+            "data": {"kind": "digits", "size": 8},
+            "diffusion": {"timesteps": 20},
+        }
+    )
+
+
+def test_a_model_is_evaluated_on_its_own_data() -> None:
+    experiment = tiny("diff-nca")
+    torch.manual_seed(0)
+    model = experiment.build_model()
+    found = [evaluate_model(model, experiment, count=110, steps=2, batch=b, device="cpu") for b in (110, 50)]
+    assert found[0]["metrics"]["digits"] == found[1]["metrics"]["digits"]  # image i is itself in any batch
+    assert found[0]["floor"]["digits"]["classes"] == 10
+    assert set(found[0]["metrics"]["extractors"]) >= {"nca-features-1", "efficientnet-lite0-block-7"}
+    for name, made in found[0]["metrics"]["extractors"].items():
+        assert made["frechet_distance"] > 3 * found[0]["floor"]["extractors"][name]["frechet_distance"]
+    recipe = found[0]["recipe"]
+    assert (recipe["sampler"], recipe["steps"], recipe["data"]["kind"]) == ("ddim", 2, "digits")
+    other = experiment.build_model()
+    assert (
+        evaluate_model(other, experiment, count=110, steps=2, device="cpu")["recipe"]["model_sha256"]
+        != (recipe["model_sha256"])
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_images_are_drawn_by_the_sampler_asked_for(name: str) -> None:
+    torch.manual_seed(0)
+    model, options = tiny("diff-nca").build_model(), {"steps": 4, "seed": 7, "first_sample": 2}
+    drawn = generator(model, Digits(8), name, 4, 7)(2, 3)
+    images = {
+        other: sample(model, model.schedule, (8, 8), count=3, channels=1, sampler=sampler, **options)
+        for other, sampler in SAMPLERS.items()
+    }
+    assert [other for other, image in images.items() if torch.equal(image, drawn)] == [name]
+
+
+def test_what_draws_no_images_is_refused() -> None:
+    experiment = tiny("growing-nca")
+    with pytest.raises(EvaluationError, match="a GrowingNCA draws no images"):
+        evaluate_model(experiment.build_model(), experiment, device="cpu")
+    experiment = tiny("diff-nca")
+    with pytest.raises(EvaluationError, match="sampler 'euler' is unknown"):
+        evaluate_model(experiment.build_model(), experiment, sampler="euler", device="cpu")
