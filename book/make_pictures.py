@@ -82,7 +82,12 @@ def growth() -> Image.Image:
 
 def portraits() -> Image.Image:
     """The first sixteen samples of the shipped model of faces, enlarged."""
-    grid = resources.files("nca_lib") / "experiments" / "results" / "faces-fourier-long.png"
+    grid = (
+        resources.files("nca_lib")
+        / "experiments"
+        / "results"
+        / "faces-fourier-long.png"
+    )
     with resources.as_file(grid) as path:
         rows = Image.open(path).convert("RGB")
     rows = rows.crop((0, 0, rows.width, 67))
