@@ -50,7 +50,7 @@ def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> No
             ["sample", "digits-mlp", "--size", "8x8", "--out", "no/such/folder/x.png"],
             ["--out", "no/such/folder"],
         ),
-        (["sample", "growing-grow"], ["growing-grow", "draws no samples"]),
+        (["sample", "growing-grow"], ["GrowingNCA", "draws no images"]),
         (["sample", "digits-mlp", "--colour", "red"], ["--colour"]),
         (["train", "nonsense"], ["nonsense", "diff-nca-tissue"]),
         (["train", "digits-mlp", "--training.stepz", "3"], ["training.stepz", "'steps'"]),
