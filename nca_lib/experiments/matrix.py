@@ -36,7 +36,7 @@ from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.evaluation.evaluate import evaluate_model, generator
 from nca_lib.experiments.settings import Experiment, ExperimentError, matrices
-from nca_lib.experiments.training import snapshot_steps, train
+from nca_lib.experiments.training import TrainingError, snapshot_steps, train
 from nca_lib.samplers import sample
 
 
@@ -114,7 +114,8 @@ def run(
     Args:
         matrix: what to run.
         folder: each entry trains in `folder/NAME`, with samples in `folder/NAME/samples.png`.
-        table: the JSON lines file that rows are appended to.
+        table: the JSON lines file that rows are appended to. What diverges has rows that say `diverged`, and
+            at which step.
         only: names of the entries to run; all if empty. Several processes may share a table this way.
         device: by default the best that is there.
         progress: told what is being done.
@@ -143,13 +144,22 @@ def run(
         progress(f"{entry.name}: training")
         torch.compiler.reset()  # of one function no more than eight shapes are compiled
         place = Path(folder) / entry.name
-        used = next(train(entry, place, resume=True, device=device).parameters()).device
+        try:
+            used = next(train(entry, place, resume=True, device=device).parameters()).device
+        except TrainingError as error:  # a finding like others
+            diverged = {"diverged": str(error).partition(";")[0]}
+            progress(f"{entry.name}: diverged at {diverged['diverged']}")
+            _append(table, [row | diverged for row in missing])
+            continue
         for row in missing:
             progress(f"{entry.name}: evaluating {row['weights']}")
-            measured = _measured(matrix, entry, place, row["weights"], used)
-            with table.open("a") as file:
-                file.write(json.dumps(row | measured) + "\n")
+            _append(table, [row | _measured(matrix, entry, place, row["weights"], used)])
     return [row for row in rows(table) if row["matrix"] == matrix.name]
+
+
+def _append(table: Path, more: list[dict[str, Any]]) -> None:
+    with table.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in more)
 
 
 def _identity(row: Mapping[str, Any]) -> str:

@@ -244,6 +244,31 @@ def test_snapshots_have_rows_of_their_own(tmp_path: Path) -> None:
     assert len(hashes) == 3
 
 
+def test_what_diverges_has_a_row_that_says_so_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
+    text = """name = "grid"
+[[entry]]
+experiment = "digits-mlp"
+name = "wild"
+overrides = { "training.steps" = 9, "training.learning_rate" = 1e30, "training.clip" = 1e30 }
+
+[[entry]]
+experiment = "digits-mlp"
+name = "tame"
+overrides = { "training.steps" = 2 }
+"""
+    small = small_matrix(tmp_path, text)
+    matrix.run(small, tmp_path / "runs", tmp_path / "table.jsonl", device="cpu", progress=lambda _: None)
+    said: list[str] = []
+    again = matrix.run(small, tmp_path / "runs", tmp_path / "table.jsonl", device="cpu", progress=said.append)
+    wild, tame = again
+    assert wild["name"] == "wild" and wild["diverged"].startswith("step ") and "sha256" not in wild
+    assert str(tmp_path) not in wild["diverged"]
+    assert "diverged" not in tame and "sha256" in tame
+    assert said == ["wild: done before", "tame: done before"]
+
+
 def test_another_evaluation_makes_other_rows_and_none_leaves_the_record(tmp_path: Path) -> None:
     table, places = tmp_path / "t.jsonl", (tmp_path / "runs", tmp_path / "t.jsonl")
     for text in (SMALL, SMALL.replace("count = 150", "count = 151")):
