@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 Target = Literal["epsilon", "x0", "v"]
@@ -211,7 +212,7 @@ class MLP(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, size: int = 8, channels: int = 1, width: int = 256):
+    def __init__(self, size: PositiveInt = 8, channels: PositiveInt = 1, width: PositiveInt = 256):
         super().__init__()
         values = channels * size * size
         self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(8), persistent=False)

@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import PositiveInt
 from torch import Tensor
 
-from nca_lib.data.images import DataError, Split, listing_hash, open_rgb, quiet_open, random_crop, to_float
+from nca_lib.data.images import (
+    DataError,
+    Orientations,
+    Split,
+    listing_hash,
+    open_rgb,
+    quiet_open,
+    random_crop,
+    to_float,
+)
 
 
 class BCSS:
@@ -39,9 +49,9 @@ class BCSS:
     def __init__(
         self,
         root: str,
-        size: int = 64,
-        downscale: int = 4,
-        orientations: int = 1,
+        size: PositiveInt = 64,
+        downscale: PositiveInt = 4,
+        orientations: Orientations = 1,
         held_out: Literal["patients", "institutions"] = "patients",
         split: Split = "train",
     ):

@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from pydantic import PositiveInt
 from torch import Tensor
 
-from nca_lib.data.images import DataError, Split, random_crop, to_float
+from nca_lib.data.images import DataError, Orientations, Split, random_crop, to_float
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
@@ -41,10 +42,10 @@ class Folder:
     def __init__(
         self,
         path: str,
-        size: int = 64,
-        downscale: int = 1,
+        size: PositiveInt = 64,
+        downscale: PositiveInt = 1,
         fit: Literal["crop", "resize"] = "crop",
-        orientations: int = 8,
+        orientations: Orientations = 8,
         split: Split = "train",
     ):
         self.size, self.downscale, self.fit, self.orientations = size, downscale, fit, orientations

@@ -10,7 +10,7 @@
     steps = 20000
 
 `model` and `data` take, besides `kind`, the arguments of that class; every other key is a field of a
-dataclass below. Unknown keys and values of the wrong type are refused by name.
+dataclass below. Unknown keys, values of the wrong type and numbers out of range are refused by name.
 """
 
 from __future__ import annotations
@@ -18,17 +18,28 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import itertools
-import json
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import field
 from importlib import resources
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, Required, Union, get_args, get_origin, get_type_hints
 
+import tomli_w
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    ValidationError,
+    model_validator,
+    with_config,
+)
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 from torch import nn
+from typing_extensions import TypedDict
 
 from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA, UNet
@@ -65,119 +76,208 @@ class ExperimentError(ValueError):
     """An experiment that cannot be run; the message names the key and what would be right."""
 
 
-@dataclass(frozen=True, kw_only=True)
+CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: true is no number
+
+# The name of a folder and of files: nothing that leads elsewhere or hides.
+Name = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
+# In TOML and on the command line, which have no null.
+Unset = BeforeValidator(lambda value: None if value == "none" else value)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Diffusion:
     """The diffusion process; unused by growing automata."""
 
-    schedule: ScheduleName = "cosine"
-    """noise schedule: cosine ends in pure noise, linear (the older scripts) does not"""
-    timesteps: int = 300
-    """T, the number of noise levels"""
-    target: Target = "epsilon"
-    """what the network predicts: epsilon as published; v keeps colours steady where noise is strong"""
-    weighting: Weighting = "uniform"
-    """of the loss over noise levels: uniform as published, or min_snr (Hang et al. 2023, gamma = 5)"""
+    schedule: Annotated[
+        ScheduleName,
+        Field(description="noise schedule: cosine ends in pure noise, linear (the older scripts) does not"),
+    ] = "cosine"
+    timesteps: Annotated[int, Field(ge=2, description="T, the number of noise levels")] = 300
+    target: Annotated[
+        Target,
+        Field(
+            description="what the network predicts: epsilon as published; v keeps colours steady where noise is "
+            "strong"
+        ),
+    ] = "epsilon"
+    weighting: Annotated[
+        Weighting,
+        Field(
+            description="of the loss over noise levels: uniform as published, or min_snr (Hang et al. 2023, "
+            "gamma = 5)"
+        ),
+    ] = "uniform"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Growing:
     """What a growing automaton is trained for; unused by diffusion models."""
 
-    regime: Literal["grow", "persist", "regenerate"] = "regenerate"
-    """grow from the seed only; persist adds the sample pool; regenerate adds damage to it"""
-    picture: str = "ladybird"
-    """the target: the name of a built-in picture, or the path of an RGBA image"""
-    size: int = 40
-    """height and width of the grid, cells"""
-    pool: int = 256
-    """states kept in the sample pool"""
-    min_rollout: int = 64
-    """fewest automaton steps between seed and loss"""
-    max_rollout: int = 96
-    """most automaton steps between seed and loss"""
+    regime: Annotated[
+        Literal["grow", "persist", "regenerate"],
+        Field(
+            description="grow from the seed only; persist adds the sample pool; regenerate adds damage to it"
+        ),
+    ] = "regenerate"
+    picture: Annotated[
+        str, Field(description="the target: the name of a built-in picture, or the path of an RGBA image")
+    ] = "ladybird"
+    size: Annotated[int, Field(ge=2, description="height and width of the grid, cells")] = 40
+    pool: Annotated[int, Field(ge=1, description="states kept in the sample pool, at least a batch")] = 256
+    min_rollout: Annotated[int, Field(ge=1, description="fewest automaton steps between seed and loss")] = 64
+    max_rollout: Annotated[int, Field(ge=1, description="most automaton steps between seed and loss")] = 96
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Growing:
+        if self.min_rollout > self.max_rollout:
+            raise ValueError(
+                f"growing.min_rollout: {self.min_rollout} is more than max_rollout, {self.max_rollout}"
+            )
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Training:
     """How long, how fast, and what is written on the way."""
 
-    steps: int = 200_000
-    """optimiser steps"""
-    minutes: float | None = None
-    """stop by the clock instead, with the learning rate scaled to it"""
-    batch: int = 16
-    """images per step"""
-    optimizer: Literal["adam", "muon"] = "adam"
-    """adam, as published; or muon on kernels and adam on the rest, which learns from fewer images"""
-    learning_rate: float = 1.6e-3
-    """peak learning rate of Adam"""
-    muon_learning_rate: float = 0.02
-    """peak learning rate of Muon"""
-    beta2: float = 0.99
-    """Adam's second-moment decay (the first is 0.9)"""
-    decay: Literal["cosine", "reference"] = "cosine"
-    """cosine to zero after a warm-up; or 0.9999 per step, as published"""
-    warmup: int = 100
-    """steps over which the cosine schedule's learning rate rises from zero"""
-    clip: float = 1.0
-    """largest norm of the gradient"""
-    ema: float = 0.999
-    """decay of the averaged weights, warmed up as min(decay, (1+n)/(10+n)); published: 0.99"""
-    bf16: bool = True
-    """mixed precision where the device computes bf16 natively"""
-    compile: bool = True
-    """compile the automaton's step with torch.compile where a C++ compiler is present"""
-    seed: int = 0
-    """of initialisation, data order and noise"""
-    workers: int = 0
-    """processes that read images; 0 reads in the training process"""
-    log_every: int = 50
-    """steps between progress lines and TensorBoard points"""
-    save_every: int = 500
-    """steps between checkpoints"""
-    sample_every: int = 2000
-    """steps between sample grids"""
-    snapshots: int = 0
-    """also keep the averaged weights at 1/2, 1/4, ... of the steps, this often"""
-    init_from: str | None = None
-    """start from these trained weights (a shipped name or a .safetensors file)"""
-    teacher: str | None = None
-    """learn what these trained weights predict, instead of what is true: distillation"""
+    steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 does not train")] = 200_000
+    minutes: Annotated[
+        float | None,
+        Unset,
+        Field(gt=0, description="stop by the clock instead, with the learning rate scaled to it"),
+    ] = None
+    batch: Annotated[int, Field(ge=1, description="images per step")] = 16
+    optimizer: Annotated[
+        Literal["adam", "muon"],
+        Field(
+            description="adam, as published; or muon on kernels and adam on the rest, which learns from fewer "
+            "images"
+        ),
+    ] = "adam"
+    learning_rate: Annotated[float, Field(gt=0, description="peak learning rate of Adam")] = 1.6e-3
+    muon_learning_rate: Annotated[float, Field(gt=0, description="peak learning rate of Muon")] = 0.02
+    beta2: Annotated[
+        float, Field(ge=0, lt=1, description="Adam's second-moment decay (the first is 0.9)")
+    ] = 0.99
+    decay: Annotated[
+        Literal["cosine", "reference"],
+        Field(description="cosine to zero after a warm-up; or 0.9999 per step, as published"),
+    ] = "cosine"
+    warmup: Annotated[
+        int, Field(ge=1, description="steps over which the cosine schedule's learning rate rises from zero")
+    ] = 100
+    clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
+    ema: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="decay of the averaged weights, warmed up as min(decay, (1+n)/(10+n)); published: 0.99",
+        ),
+    ] = 0.999
+    bf16: Annotated[bool, Field(description="mixed precision where the device computes bf16 natively")] = True
+    compile: Annotated[
+        bool,
+        Field(description="compile the automaton's step with torch.compile where a C++ compiler is present"),
+    ] = True
+    # NumPy's generators take no negative seeds, torch's none above 64 bits.
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="of initialisation, data order and noise")] = 0
+    workers: Annotated[
+        int, Field(ge=0, description="processes that read images; 0 reads in the training process")
+    ] = 0
+    log_every: Annotated[
+        int, Field(ge=1, description="steps between progress lines and TensorBoard points")
+    ] = 50
+    save_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 500
+    sample_every: Annotated[int, Field(ge=1, description="steps between sample grids")] = 2000
+    snapshots: Annotated[
+        int,
+        Field(ge=0, description="also keep the averaged weights at 1/2, 1/4, ... of the steps, this often"),
+    ] = 0
+    init_from: Annotated[
+        str | None,
+        Unset,
+        Field(description="start from these trained weights (a shipped name or a .safetensors file)"),
+    ] = None
+    teacher: Annotated[
+        str | None,
+        Unset,
+        Field(description="learn what these trained weights predict, instead of what is true: distillation"),
+    ] = None
 
 
-@dataclass(frozen=True, kw_only=True)
+SECTIONS = {"diffusion": Diffusion, "growing": Growing, "training": Training}
+
+
+def _table_of(kind: str, build: Any) -> Any:
+    """The type of a [model] or [data] table: `kind`, and the arguments of the class but the split."""
+    hints = get_type_hints(build.__init__, include_extras=True)
+    parameters = inspect.signature(build).parameters.values()
+    keys = {p.name: Required[hints[p.name]] if p.default is p.empty else hints[p.name] for p in parameters}
+    keys.pop("split", None)
+    return with_config(CHECKED)(TypedDict(kind, {"kind": Literal[kind], **keys}, total=False))  # type: ignore[operator]
+
+
+TABLES = {
+    section: {kind: _table_of(kind, build) for kind, build in kinds.items()}
+    for section, kinds in (("model", MODELS), ("data", DATASETS))
+}
+
+
+def _table(section: str) -> GetPydanticSchema:
+    union: Any = Union[tuple(TABLES[section].values())]  # noqa: UP007
+    by_kind = Annotated[union, Field(discriminator="kind")]
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(by_kind))
+
+
+def _built(section: str) -> BeforeValidator:
+    # Strictness would take instances only.
+    build: Any = SECTIONS[section]
+    return BeforeValidator(lambda value: build(**value) if isinstance(value, Mapping) else value)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Experiment:
     """Everything that decides a training run."""
 
-    name: str
-    """names the run's folder and its weights"""
-    model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "diff-nca"})
-    """kind (a key of `MODELS`) and the arguments of that class"""
-    data: Mapping[str, Any] = field(default_factory=lambda: {"kind": "tissue"})
-    """kind (a key of `DATASETS`) and the arguments of that class; unused by growing automata"""
-    diffusion: Diffusion = field(default_factory=Diffusion)
-    growing: Growing = field(default_factory=Growing)
-    training: Training = field(default_factory=Training)
+    name: Annotated[
+        Name, Field(description="names the run's folder and its weights: letters, digits, '.', '_' and '-'")
+    ]
+    model: Annotated[
+        Mapping[str, Any],
+        _table("model"),
+        Field(description="kind (a key of `MODELS`) and the arguments of that class"),
+    ] = field(default_factory=lambda: {"kind": "diff-nca"})
+    data: Annotated[
+        Mapping[str, Any],
+        _table("data"),
+        Field(
+            description="kind (a key of `DATASETS`) and the arguments of that class; unused by growing automata"
+        ),
+    ] = field(default_factory=lambda: {"kind": "tissue"})
+    diffusion: Annotated[Diffusion, _built("diffusion")] = Diffusion()
+    growing: Annotated[Growing, _built("growing")] = Growing()
+    training: Annotated[Training, _built("training")] = Training()
+
+    @model_validator(mode="after")
+    def _pool_holds_a_batch(self) -> Experiment:
+        batch, pool = self.training.batch, self.growing.pool
+        if self.model["kind"] == "growing-nca" and batch > pool:
+            raise ValueError(f"growing.pool: {pool} states are fewer than training.batch, {batch}")
+        return self
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Experiment:
         """Check a nested mapping and build the experiment.
 
         Raises:
-            ExperimentError: a key is unknown or its value of the wrong type.
+            ExperimentError: a key is unknown, or its value of the wrong type or out of range.
         """
-        values = dict(mapping)
-        for section in ("model", "data"):
-            if section in values:
-                _check_kind(section, values[section], MODELS if section == "model" else DATASETS)
-        for section, kind in (("diffusion", Diffusion), ("growing", Growing), ("training", Training)):
-            if section in values:
-                _check(kind, values[section], section)
-                values[section] = kind(**values[section])
-        _check(cls, values, "")
-        if "name" not in values:
-            raise ExperimentError("name: missing; an experiment needs a name")
-        return cls(**values)
+        try:
+            return cls(**mapping)
+        except ValidationError as error:
+            found = error.errors(include_url=False)
+            raise ExperimentError(_message(min(found, key=lambda e: e["type"] == "missing"))) from None
 
     @classmethod
     def read(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -208,14 +308,12 @@ class Experiment:
 
     def to_toml(self) -> str:
         """The experiment as TOML; reading it back gives an equal experiment."""
-        lines = [f"name = {json.dumps(self.name)}"]
-        for section, values in self.to_dict().items():
-            if section != "name":
-                lines += ["", f"[{section}]"]
-                lines += [
-                    f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None
-                ]
-        return "\n".join(lines) + "\n"
+        values = self.to_dict()
+        for table in values.values():
+            if isinstance(table, dict):
+                for key in [key for key, value in table.items() if value is None]:
+                    del table[key]
+        return tomli_w.dumps(values)
 
     def build_model(self) -> nn.Module:
         """The untrained model: a [`Denoiser`][], a [`VNCA`][] or a [`GrowingNCA`][]."""
@@ -249,67 +347,54 @@ def _shipped(folder: str) -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
 
 
-def fields() -> dict[str, tuple[Any, str]]:
-    """Every dataclass key by dotted name: its type and what it means (for the command line's help)."""
-    found: dict[str, tuple[Any, str]] = {}
-    for section, kind in (("diffusion", Diffusion), ("growing", Growing), ("training", Training)):
+def fields() -> dict[str, tuple[str, str]]:
+    """Every dataclass key by dotted name: its type in words, and what it means."""
+    found: dict[str, tuple[str, str]] = {}
+    for section, kind in SECTIONS.items():
         hints = get_type_hints(kind)
-        meanings = _meanings(kind)
-        found |= {f"{section}.{key}": (hints[key], meanings[key]) for key in hints}
+        for key, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
+            found[f"{section}.{key}"] = (_in_words(hints[key]), field.description)
     return found
 
 
-def _meanings(kind: type) -> dict[str, str]:
-    # The string under each field is its documentation; it lives in the source only.
-    lines = [line.strip() for line in inspect.getsource(kind).splitlines()]
-    pairs = itertools.pairwise(lines)
-    return {
-        line.split(":")[0]: below.strip('"')
-        for line, below in pairs
-        if ": " in line and below.startswith('"""')
-    }
+def _in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    if NoneType in get_args(hint):
+        return " or ".join("none" if option is NoneType else option.__name__ for option in get_args(hint))
+    return hint.__name__
 
 
-def _check_kind(section: str, values: Any, known: Mapping[str, type]) -> None:
-    if not isinstance(values, Mapping):
-        raise ExperimentError(f"{section}: must be a table, [{section}]")
-    kind = str(values.get("kind"))
-    if kind not in known:
-        raise ExperimentError(f"{section}.kind: {kind!r} is unknown; choose one of {', '.join(known)}")
-    options = {key: value for key, value in values.items() if key != "kind"}
-    build: Any = known[kind]
-    _check(build.__init__, options, section, hidden=("return", "split"))
-
-
-def _check(target: Callable[..., Any], values: Any, where: str, hidden: tuple[str, ...] = ()) -> None:
-    if not isinstance(values, Mapping):
-        raise ExperimentError(f"{where}: must be a table, [{where}]")
-    hints = {key: hint for key, hint in get_type_hints(target).items() if key not in hidden}
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else key
-        if key not in hints:
-            close = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(hints)}"
-            raise ExperimentError(f"{name}: unknown key; {hint}")
-        if not _fits(value, hints[key]):
-            if get_origin(hints[key]) is Literal:
-                raise ExperimentError(f"{name}: {value!r} is not one of {', '.join(get_args(hints[key]))}")
-            expected = getattr(hints[key], "__name__", str(hints[key])).replace("typing.", "")
-            raise ExperimentError(f"{name}: {value!r} is not of type {expected}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is NoneType:
-        return value is None
-    return isinstance(value, hint)
+def _message(error: ErrorDetails) -> str:
+    """What is wrong, in one line: the key, its value, and what would be right."""
+    problem, value = error["type"], error["input"]
+    if problem == "value_error":  # from a validator above, which names its keys
+        return str(error["ctx"]["error"])
+    path = [str(part) for part in error["loc"]]
+    known = list(Experiment.__pydantic_fields__)  # type: ignore[attr-defined]
+    if path[0] in TABLES and len(path) > 1:
+        known = [key for key in TABLES[path[0]][path.pop(1)].__annotations__ if key != "kind"]
+    elif len(path) > 1:
+        known = list(SECTIONS[path[0]].__pydantic_fields__)  # type: ignore[attr-defined]
+    name = ".".join(path)
+    match problem:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            close = difflib.get_close_matches(path[-1], known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            return f"{name}: unknown key; {hint}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            kind, kinds = str(value.get("kind")), ", ".join(TABLES[name])
+            return f"{name}.kind: {kind!r} is unknown; choose one of {kinds}"
+        case "dataclass_exact_type" | "model_attributes_type":
+            return f"{name}: must be a table, [{name}]"
+        case "missing":
+            return f"{name}: missing"
+        case "literal_error":
+            choices = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+            return f"{name}: {value!r} is not one of {choices}"
+        case "int_type" | "float_type" | "bool_type" | "string_type":
+            kind = problem.removesuffix("_type").replace("string", "str")
+            return f"{name}: {value!r} is not of type {kind}"
+        case "string_pattern_mismatch":
+            return f"{name}: {value!r} is no name; it may hold letters, digits, '.' (not first), '_' and '-'"
+    return f"{name}: {value!r} {error['msg'].removeprefix('Input ')}"
