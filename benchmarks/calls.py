@@ -16,8 +16,7 @@ from torch import Tensor
 
 from nca_lib import weights
 from nca_lib.data.images import Images
-from nca_lib.devices import best_device, computes_bf16, hardware
-from nca_lib.diff_nca import compile_step
+from nca_lib.devices import best_device, compile_step, computes_bf16, hardware
 from nca_lib.diffusion import Denoiser
 from nca_lib.evaluation.evaluate import PROTOCOLS, RealImages, real_and_floor
 from nca_lib.evaluation.extractors.small import SmallFeatures
@@ -48,10 +47,8 @@ def features_of_samples(
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
             images = sample(
                 model,
-                model.schedule,
                 (like.size, like.size),
                 count=BATCH,
-                channels=like.channels,
                 sampler=SAMPLERS[sampler],
                 steps=calls,
                 first_sample=first,

@@ -25,8 +25,7 @@ import nca_lib
 from nca_lib.data.faces import Faces
 from nca_lib.data.images import Images
 from nca_lib.data.tissue import Tissue
-from nca_lib.devices import computes_bf16
-from nca_lib.diff_nca import compile_step
+from nca_lib.devices import compile_step, computes_bf16
 from nca_lib.editing import enlarge, inpaint, upscale
 from nca_lib.evaluation.coherence import coherence
 from nca_lib.evaluation.extractors.extractor import to_pixels
@@ -210,7 +209,7 @@ def sizes(kind: str) -> Iterator[dict[str, Any]]:
             count = -(-64 // ((height // SIZE) * (width // SIZE)))
         else:
             count = max(1, min(32, 256 * SIZE**2 // (height * width)))
-        draw = partial(nca_lib.sample, model, model.schedule, (height, width), steps=STEPS)
+        draw = partial(nca_lib.sample, model, (height, width), steps=STEPS)
         result, seconds = timed(lambda: torch.cat([draw(seed=3, first_sample=n) for n in range(count)]))  # noqa: B023
         row = {"edit": "size", "data": kind, "height": height, "width": width, "count": count}
         row["seconds"] = seconds

@@ -27,8 +27,7 @@ import nca_lib
 from nca_lib.data.faces import Faces, draw
 from nca_lib.data.images import Split
 from nca_lib.data.tissue import Tissue
-from nca_lib.devices import best_device, computes_bf16
-from nca_lib.diff_nca import compile_step
+from nca_lib.devices import best_device, compile_step, computes_bf16
 from nca_lib.evaluation.copying import Neighbours, compare, grid, nearest_images, nearest_patches
 from nca_lib.evaluation.histology import fit_thresholds, tissue_statistics
 from nca_lib.samplers import ddim
@@ -54,7 +53,6 @@ def samples(name: str, size: int, count: int) -> Tensor:
         drawn = [
             nca_lib.sample(
                 model,
-                model.schedule,
                 (size, size),
                 count=min(part, count - first),
                 sampler=ddim,

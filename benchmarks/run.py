@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 import nca_lib
-from nca_lib.devices import best_device, computes_bf16, hardware
-from nca_lib.diff_nca import DiffNCA, compile_step
+from nca_lib.devices import best_device, compile_step, computes_bf16, hardware
+from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, mse_l1, noise_schedule
 from nca_lib.evaluation.extractors.extractor import to_pixels
 from nca_lib.evaluation.extractors.small import SmallFeatures
@@ -197,7 +197,7 @@ def samples(device: torch.device) -> dict[str, Any]:
 
     def draw(model: Any, sampler: str, steps: int, bf16: bool) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            nca_lib.sample(model, model.schedule, (32, 32), sampler=SAMPLERS[sampler], steps=steps)
+            nca_lib.sample(model, (32, 32), sampler=SAMPLERS[sampler], steps=steps)
 
     bf16 = computes_bf16(device)
     table = compare(
@@ -221,7 +221,7 @@ def published_sample(device: torch.device) -> dict[str, float]:
 
     def draw() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_bf16(device)):
-            nca_lib.sample(model, model.schedule, (64, 64), sampler=SAMPLERS["dpm_solver"], steps=10)
+            nca_lib.sample(model, (64, 64), sampler=SAMPLERS["dpm_solver"], steps=10)
 
     seconds = compare({"64x64": draw}, device, rounds=3)["64x64"]["seconds"]
     print(f"\na 64x64 image of the published size, 10 calls: {seconds:.2f} s")

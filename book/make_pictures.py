@@ -12,8 +12,7 @@ from PIL import Image
 import nca_lib
 from nca_lib.automaton import states, to_rgb
 from nca_lib.book.figures import to_uint8
-from nca_lib.devices import computes_bf16
-from nca_lib.diff_nca import compile_step
+from nca_lib.devices import compile_step, computes_bf16
 from nca_lib.noise import CounterNoise, firing_from
 
 STATIC = Path(__file__).parent / "_static"
@@ -32,7 +31,6 @@ def tissue(
     with torch.autocast("cpu", torch.bfloat16, enabled=computes_bf16(cpu)):
         return nca_lib.sample(
             model,
-            model.schedule,
             size,
             count=count,
             steps=steps,
@@ -84,7 +82,12 @@ def growth() -> Image.Image:
 
 def portraits() -> Image.Image:
     """The first sixteen samples of the shipped model of faces, enlarged."""
-    grid = resources.files("nca_lib") / "experiments" / "results" / "faces-fourier-long.png"
+    grid = (
+        resources.files("nca_lib")
+        / "experiments"
+        / "results"
+        / "faces-fourier-long.png"
+    )
     with resources.as_file(grid) as path:
         rows = Image.open(path).convert("RGB")
     rows = rows.crop((0, 0, rows.width, 67))

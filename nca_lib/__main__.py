@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nca_lib import weights
-from nca_lib.automaton import GrowingNCA
-from nca_lib.baselines import VNCA
 from nca_lib.data.images import DataError
-from nca_lib.diff_nca import compile_step
 from nca_lib.diffusion import Denoiser
 from nca_lib.experiments import settings as experiments
 from nca_lib.experiments.settings import Experiment, ExperimentError
@@ -125,37 +123,29 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         raise UsageError(f"--out: the folder {out.parent} does not exist")
     device = torch.device(arguments.device) if arguments.device else best_device()
     model = weights.load(arguments.model, device)
-    if isinstance(model, GrowingNCA):
-        raise UsageError(f"{arguments.model} draws no samples; chapter 1 shows how to grow it")
-    data = weights.record(arguments.model)["experiment"]["data"]
-    channels = 1 if data["kind"] == "digits" else 3
-    if isinstance(model, VNCA):
-        images = model.sample((height, width), count=arguments.count, seed=arguments.seed)
-    else:
-        images = _denoise(arguments, model, (height, width), channels, device)
+    images = _draw(arguments, model, (height, width), device)
     grid = make_grid(images.cpu().float() / 2 + 0.5, nrow=arguments.columns or min(arguments.count, 4))
     save_image(grid if arguments.count > 1 else images[0].cpu().float() / 2 + 0.5, out)
     print(f"{out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
 
 
-def _denoise(
-    arguments: argparse.Namespace, model: Any, size: tuple[int, int], channels: int, device: torch.device
+def _draw(
+    arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int], device: torch.device
 ) -> torch.Tensor:
-    from nca_lib.devices import computes_bf16
+    from nca_lib.devices import compile_step, computes_bf16
     from nca_lib.samplers import sample
 
-    # Compiling takes some seconds: worth it from about 50 denoiser calls on a 128x128 image.
-    cells = arguments.count * size[0] * size[1] * (arguments.steps or model.schedule.timesteps)
-    if cells > 50 * 128**2:
-        compile_step(model, device)
+    if isinstance(model, Denoiser):
+        # Compiling takes some seconds: worth it from about 50 denoiser calls on a 128x128 image.
+        calls = arguments.steps or model.schedule.timesteps
+        if arguments.count * size[0] * size[1] * calls > 50 * 128**2:
+            compile_step(model, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
         try:
             return sample(
                 model,
-                model.schedule,
                 size,
                 count=arguments.count,
-                channels=channels,
                 sampler=SAMPLERS[arguments.sampler],
                 steps=arguments.steps,
                 seed=arguments.seed,
@@ -216,12 +206,11 @@ def _edit(
     model = weights.load(arguments.model, device)
     if not isinstance(model, Denoiser):
         raise UsageError(f"{arguments.model} is not a diffusion model, which editing needs")
-    data = weights.record(arguments.model)["experiment"]["data"]
     return images.edit(
         arguments.image,
         arguments.out,
         lambda image: change(model, image.to(device), steps=arguments.steps, seed=arguments.seed),
-        channels=1 if data["kind"] == "digits" else 3,
+        channels=model.image_channels,
         force=arguments.force,
     )
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from nca_lib.noise import Noise, Probability, TorchNoise, firing_mask
+from nca_lib.noise import Noise, Probability, TorchNoise
 
 ALPHA = 3  # channels 0..2 are red, green and blue (premultiplied), 3 is opacity
 
@@ -103,8 +103,12 @@ class GrowingNCA(nn.Module):
     def forward(self, state: Tensor, step: int = 0) -> Tensor:
         """One step: (B, C, H, W) to the same shape. `step` addresses the firing mask."""
         update = self.narrow(F.relu(self.widen(self.perceive(state))))
-        grown = state + update * firing_mask(self.firing, state, self.update_probability, 0, step)
+        grown = state + update * self.firing.firing_mask(state, self.update_probability, 0, step)
         return grown * alive(state) * alive(grown)
+
+    def compile_step(self, mode: str | None) -> None:
+        """Compile a step."""
+        self.compile()
 
 
 def states(automaton: Callable[[Tensor, int], Tensor], state: Tensor, steps: int) -> Iterator[Tensor]:

@@ -57,6 +57,7 @@ class UNet(nn.Module):
             from diffusers import UNet2DModel
         except ImportError:
             raise ValueError("UNet needs diffusers, which is not installed: pip install diffusers") from None
+        self.image_channels = image_channels
         widths, blocks = UNET_SIZES[size]
         plain = len(widths) - 1
         self.factor = 2**plain  # from the full resolution to the lowest
@@ -84,6 +85,10 @@ class UNet(nn.Module):
             )
         # The sinusoids of its time embedding are made for timesteps of 0..1000, whatever T is here.
         return self.net(noisy, 1000 * time).sample
+
+    def compile_step(self, mode: str | None) -> None:
+        """Compile the network."""
+        self.compile()
 
 
 def discretised_logistic(images: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
@@ -182,6 +187,10 @@ class VNCA(nn.Module):
         self.update = nn.Sequential(
             nn.Conv2d(latent, hidden, 3, padding=1), *(Residual(hidden) for _ in range(4)), narrow
         )
+
+    def compile_step(self, mode: str | None) -> None:
+        """Compile the update net, which every step calls."""
+        self.update.compile()
 
     def step(self, state: Tensor) -> Tensor:
         """One step of the automaton, in which every cell updates: (B, latent, H, W) to the same shape."""

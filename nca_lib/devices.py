@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import shutil
 
 import torch
+from torch import nn
 
 
 def best_device() -> torch.device:
@@ -26,3 +28,16 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def compile_step(model: nn.Module, device: torch.device) -> None:
+    """Compile in place what a model's calls repeat; each kind of model says what that is.
+
+    Where that is not possible (MPS, no C++ compiler) the model stays as it is, and one line says so.
+    """
+    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
+    if device.type == "mps" or not compiler:
+        print(f"not compiling: {'unsupported on mps' if compiler else 'no C++ compiler found'}")
+        return
+    # On a GPU the best kernels are found by trying them, a minute that sampling earns back.
+    model.compile_step("max-autotune-no-cudagraphs" if device.type == "cuda" else None)  # type: ignore[operator]

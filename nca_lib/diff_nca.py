@@ -8,7 +8,6 @@ times over, every cell looks at its 3x3 neighbourhood and adds an update to what
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -19,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
-from nca_lib.fast import fast_rollout, fast_step
-from nca_lib.noise import Noise, Probability, TorchNoise, firing_mask
+from nca_lib.fast import CellWeights, Net, fast_rollout, fast_step
+from nca_lib.noise import Noise, Probability, TorchNoise
 
 EMBEDDING = 4  # channels that tell a cell where and when it is
 
@@ -135,6 +134,30 @@ class Cell(nn.Module):
         narrow: Any = self.narrow
         nn.init.zeros_(narrow.parametrizations.weight.original0 if weight_norm else narrow.weight)
         nn.init.zeros_(narrow.bias)
+
+    def weights(self) -> CellWeights:
+        """The weights as they are now, for [`nca_lib.fast`][]; weight norm is computed here, once."""
+
+        def matrix(layer: Any) -> tuple[Tensor, Tensor]:
+            return layer.weight.flatten(1), layer.bias
+
+        def net(layers: Any) -> Net | None:
+            return None if layers is None else (*matrix(layers[0]), *matrix(layers[2]))
+
+        perception: Any = self.perception
+        (widen, widen_bias), (narrow, narrow_bias) = matrix(self.widen), matrix(self.narrow)
+        writable = self.writable.flatten()
+        return CellWeights(
+            perception.weight.contiguous(memory_format=torch.channels_last),
+            perception.bias,
+            widen,
+            widen_bias,
+            narrow * writable[:, None],
+            narrow_bias * writable,
+            net(self.modulate_seen),
+            net(self.modulate_hidden),
+            (*matrix(self.embedding[0]), *matrix(self.embedding[2])),
+        )
 
     def condition(self, time: Tensor, step: float, height: int, width: int) -> Tensor:
         """The embedding of place and time at one step: (B, 4, H, W), or (B, 4, 1, 1) without position.
@@ -258,7 +281,7 @@ class DiffNCA(nn.Module):
         moment = round(float(time[0]) * 2**20)
         for k in range(self.steps):
             rests = self.update_probability < 1
-            yield firing_mask(self.firing, state, self.update_probability, moment, k) if rests else None
+            yield self.firing.firing_mask(state, self.update_probability, moment, k) if rests else None
 
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
         """The state that `forward` starts from."""
@@ -294,24 +317,10 @@ class DiffNCA(nn.Module):
         recompute = self.checkpointing and torch.is_grad_enabled()
         return fast_rollout(cell, state, time, moments, masks, self.fast_step, recompute)
 
-
-def compile_step(model: nn.Module, device: torch.device) -> None:
-    """Compile a model's steps in place (their repetition stays a Python loop).
-
-    Where that is not possible (MPS, no C++ compiler) the model stays as it is, and one line says so.
-    """
-    compiler = any(shutil.which(name) for name in ("g++", "clang++", "cl"))
-    if device.type == "mps" or not compiler:
-        print(f"not compiling: {'unsupported on mps' if compiler else 'no C++ compiler found'}")
-        return
-    parts: list[Any] = [module for module in model.modules() if isinstance(module, Cell)]
-    if not parts:  # of a VNCA the update net; a UNet as a whole
-        parts = [getattr(model, "update", None) or getattr(model, "network", model)]
-    for part in parts:
-        part.compile()
-    for module in model.modules():
-        if isinstance(module, DiffNCA):
-            # On a GPU the best kernels are found by trying them, a minute that sampling earns back.
-            mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
-            # For each shape by itself: one graph for both stages' shapes would be a fifth slower.
-            module.fast_step = torch.compile(fast_step, mode=mode, dynamic=False)
+    def compile_step(self, mode: str | None) -> None:
+        """Compile the automaton's steps (their repetition stays a Python loop)."""
+        for module in self.modules():
+            if isinstance(module, Cell):
+                module.compile()
+        # For each shape by itself: one graph for both stages' shapes would be a fifth slower.
+        self.fast_step = torch.compile(fast_step, mode=mode, dynamic=False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,10 +38,15 @@ class NoiseSchedule:
         """T, the number of timesteps."""
         return len(self.betas)
 
-    @property
+    @cached_property
     def alpha_bar(self) -> Tensor:
         """(T,) float64: the fraction of the image's variance that is left at timestep t."""
         return torch.cumprod(1 - self.betas, dim=0)
+
+    def levels(self, t: int) -> tuple[float, float]:
+        """`sqrt(alpha_bar[t])` and `sqrt(1 - alpha_bar[t])` as numbers; t = -1 is the clean image."""
+        alpha_bar = float(self.alpha_bar[t]) if t >= 0 else 1.0
+        return math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
 
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """`sqrt(alpha_bar[t])` and `sqrt(1 - alpha_bar[t])` as (B, 1, 1, 1) tensors like `like`.
@@ -116,6 +122,16 @@ def target_of(target: Target, schedule: NoiseSchedule, clean: Tensor, noise: Ten
     return signal * noise - sigma * clean
 
 
+def clean_of(target: Target, schedule: NoiseSchedule, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
+    """The clean image that a network's `output` implies, whatever it was trained to predict."""
+    if target == "x0":
+        return output
+    if target == "epsilon":
+        return schedule.clean_from_noise(noisy, t, output)
+    signal, sigma = schedule.signal_and_noise(t, noisy)
+    return signal * noisy - sigma * output
+
+
 def noise_of(target: Target, schedule: NoiseSchedule, output: Tensor, noisy: Tensor, t: Tensor) -> Tensor:
     """The noise that a network's `output` implies, whatever it was trained to predict."""
     if target == "epsilon":
@@ -153,11 +169,12 @@ def min_snr_weight(target: Target, schedule: NoiseSchedule, t: Tensor, gamma: fl
 class Denoiser(nn.Module):
     """A network together with its schedule and what it was trained to predict.
 
-    It obeys the denoiser contract: `forward(noisy, time) -> noise`, with `noisy` (B, C, H, W), `time`
-    (B,) in [0, 1) and the predicted noise shaped like `noisy`.
+    What samplers, edits and everything else know of a model is this contract: a denoiser owns its `schedule`,
+    and `denoiser(noisy, t)` is the clean image that it sees in `noisy`, (B, C, H, W), at timesteps t, (B,)
+    integers. The network knows neither: it maps `noisy` and the time t/T in [0, 1) to its target.
 
     Args:
-        network: any module with `forward(noisy, time)`.
+        network: any module with `forward(noisy, time)`, the output shaped like `noisy`.
         schedule: the schedule it was trained with.
         target: what its output means.
         weighting: of the loss over timesteps, `"uniform"` or `"min_snr"`, see [`min_snr_weight`][].
@@ -176,10 +193,25 @@ class Denoiser(nn.Module):
         self.target: Target = target
         self.weighting: Weighting = weighting
 
-    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
-        """Predict the noise in `noisy`; see the class."""
-        output = self.network(noisy, time).to(noisy.dtype)
-        return noise_of(self.target, self.schedule, output, noisy, self.schedule.timestep(time))
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return cast(int, self.network.image_channels)
+
+    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """The clean estimate: the image under `noisy`, as the network sees it; shaped like `noisy`."""
+        return clean_of(self.target, self.schedule, self._output(noisy, t), noisy, t)
+
+    def noise(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """The noise in `noisy`, as the network sees it; shaped like `noisy`."""
+        return noise_of(self.target, self.schedule, self._output(noisy, t), noisy, t)
+
+    def _output(self, noisy: Tensor, t: Tensor) -> Tensor:
+        return self.network(noisy, self.schedule.time(t).to(noisy.device)).to(noisy.dtype)
+
+    def compile_step(self, mode: str | None) -> None:
+        """Compile what a call repeats, see [`compile_step`][nca_lib.devices.compile_step]."""
+        self.network.compile_step(mode)  # type: ignore[operator]
 
     def loss(self, clean: Tensor, t: Tensor, noise: Tensor, teacher: Denoiser | None = None) -> Tensor:
         """The training loss (MSE + L1) on the network's own target; a scalar.
@@ -214,6 +246,7 @@ class MLP(nn.Module):
 
     def __init__(self, size: PositiveInt = 8, channels: PositiveInt = 1, width: PositiveInt = 256):
         super().__init__()
+        self.image_channels = channels
         values = channels * size * size
         self.register_buffer("frequencies", math.pi / 2 * 2.0 ** torch.arange(8), persistent=False)
         self.layers = nn.Sequential(
@@ -231,3 +264,7 @@ class MLP(nn.Module):
         angles = time[:, None] * self.frequencies
         features = torch.cat([noisy.flatten(1), angles.sin(), angles.cos()], dim=1)
         return self.layers(features).view_as(noisy)
+
+    def compile_step(self, mode: str | None) -> None:
+        """Compile the network."""
+        self.compile()

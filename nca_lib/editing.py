@@ -4,7 +4,7 @@ An edit is a [`Constraint`][nca_lib.samplers.Constraint] handed to a sampler, so
 sampler, every denoiser and every size that the denoiser takes. The functions below run one to its end;
 to watch it, hand the constraint to a sampler yourself:
 
-    for state in ddpm(denoiser, start, schedule, steps=50, constraint=KnownPixels(image, mask)):
+    for state in ddpm(denoiser, start, steps=50, constraint=KnownPixels(image, mask)):
         state.image
 
 Images are (B, C, H, W) in [-1, 1]. All randomness comes from [`CounterNoise`][nca_lib.noise.CounterNoise].
@@ -279,7 +279,6 @@ def interpolate(
     count: int,
     size: tuple[int, int],
     *,
-    channels: int = 3,
     sampler: Sampler = ddim,
     steps: int | None = 50,
 ) -> Tensor:
@@ -293,7 +292,6 @@ def interpolate(
         seeds: the two seeds.
         count: how many images, both ends included; at least 2.
         size: (height, width).
-        channels: channels of the images.
         sampler: how to sample, see [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
         steps: how many timesteps to visit; None for all.
 
@@ -302,17 +300,17 @@ def interpolate(
     """
     if count < 2:
         raise EditingError(f"count is {count}; a walk has at least its 2 ends")
-    device = next(denoiser.parameters()).device
+    device = next(denoiser.parameters(), torch.empty(0)).device
     noise = BlendedNoise(CounterNoise(seeds[0]), CounterNoise(seeds[1]), torch.linspace(0, 1, count))
-    start = noise.normal(torch.empty(count, channels, *size, device=device), Purpose.START, 0)
+    start = noise.normal(torch.empty(count, denoiser.image_channels, *size, device=device), Purpose.START, 0)
     with firing_from(denoiser, noise):
-        for state in sampler(denoiser, start, denoiser.schedule, steps=steps, noise=noise):  # noqa: B007
+        for state in sampler(denoiser, start, steps=steps, noise=noise):  # noqa: B007
             pass
     return state.image
 
 
 @dataclass(frozen=True)
-class BlendedNoise:
+class BlendedNoise(Noise):
     """Noise on the way from one source to another, spherically interpolated (Shoemake 1985).
 
     Row i is cos(w pi/2) a + sin(w pi/2) b with w = `weight[i]`: a and b are independent, hence nearly at a
@@ -363,13 +361,11 @@ def _edit(
     steps: int | None,
     seed: int,
 ) -> Tensor:
-    count, channels, height, width = shape
+    count, _, height, width = shape
     return sample(
         denoiser,
-        denoiser.schedule,
         (height, width),
         count=count,
-        channels=channels,
         sampler=sampler,
         steps=steps,
         seed=seed,

@@ -8,11 +8,11 @@ weights: one set for all images if they are told the same, as when sampling, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
@@ -47,32 +47,6 @@ class CellWeights(NamedTuple):
     def at(self, step: int) -> CellWeights:
         """Those of one step, of weights that were folded for several."""
         return CellWeights(self.perception, *(weights[step] for weights in self[1:6]), *self[6:])  # type: ignore[arg-type, call-arg]
-
-
-def weights_of(cell: Cell) -> CellWeights:
-    """A cell's weights as they are now."""
-    perception: Any = cell.perception
-    (widen, widen_bias), (narrow, narrow_bias) = _matrix(cell.widen), _matrix(cell.narrow)
-    writable = cell.writable.flatten()
-    return CellWeights(
-        perception.weight.contiguous(memory_format=torch.channels_last),
-        perception.bias,
-        widen,
-        widen_bias,
-        narrow * writable[:, None],
-        narrow_bias * writable,
-        _net(cell.modulate_seen),
-        _net(cell.modulate_hidden),
-        _net(cell.embedding),  # type: ignore[arg-type]
-    )
-
-
-def _matrix(layer: Any) -> tuple[Tensor, Tensor]:
-    return layer.weight.flatten(1), layer.bias
-
-
-def _net(layers: nn.Module | None) -> Net | None:
-    return None if layers is None else (*_matrix(layers[0]), *_matrix(layers[2]))  # type: ignore[index]
 
 
 def fold(by: CellWeights, told: Tensor) -> CellWeights:
@@ -169,7 +143,7 @@ def fast_rollout(
     low = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if low else state.dtype
     with torch.autocast(device, enabled=False):
-        exact = weights_of(cell)
+        exact = cell.weights()
         by, told = exact.to(dtype), None
         if cell.foldable:
             clocks = torch.stack([cell.told(time, moment, *size).flatten(1) for moment in moments])

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -61,19 +61,26 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor | int, Tensor | int]) 
     return c0, c1, c2, c3
 
 
-class Noise(Protocol):
-    """A source of random tensors of shape (B, C, H, W)."""
+class Noise:
+    """A source of random tensors; of its kinds, each says where its numbers come from."""
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
-        """Standard normal numbers with the shape, device and dtype of `like`."""
-        ...
+        """Standard normal numbers with the shape (B, C, H, W), device and dtype of `like`."""
+        raise NotImplementedError
 
     def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
         """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32, on the device of `like`."""
-        ...
+        raise NotImplementedError
+
+    def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
+        """What each cell's update is multiplied by: (B, 1, H, W) of the dtype of `like`.
+
+        1 with `probability` and 0 otherwise.
+        """
+        return (self.uniform(like, Purpose.FIRING, step, substep) < probability).to(like.dtype)
 
 
-class TorchNoise:
+class TorchNoise(Noise):
     """Randomness from torch's own generator of the device; `step` and `substep` are ignored."""
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
@@ -87,7 +94,7 @@ class TorchNoise:
 
 
 @dataclass(frozen=True)
-class CounterNoise:
+class CounterNoise(Noise):
     """Randomness addressed by coordinate: number = f(seed, sample, purpose, step, substep, y, x).
 
     Args:
@@ -138,7 +145,7 @@ class CounterNoise:
 
 
 @dataclass(frozen=True)
-class FixedMasks:
+class FixedMasks(Noise):
     """The numbers of another source, but the same firing masks at every denoiser call.
 
     A cell that fires in NCA step k of one call does so in step k of every call: what the denoiser says then
@@ -161,10 +168,10 @@ class FixedMasks:
 
 
 @dataclass(frozen=True)
-class ExpectedUpdates:
+class ExpectedUpdates(Noise):
     """The numbers of another source, but no firing masks: in each step every cell makes its expected update.
 
-    That is `update_probability` times its own, see [`firing_mask`][].
+    That is `update_probability` times its own.
 
     Args:
         source: where all other numbers come from.
@@ -180,15 +187,9 @@ class ExpectedUpdates:
         """Uniform numbers, those of the source."""
         return self.source.uniform(like, purpose, step, substep)
 
-
-def firing_mask(noise: Noise, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
-    """What each cell's update is multiplied by: (B, 1, H, W) of the dtype of `like`.
-
-    1 with `probability` and 0 otherwise; of [`ExpectedUpdates`][] the probability itself, everywhere.
-    """
-    if isinstance(noise, ExpectedUpdates):
+    def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
+        """The probability, everywhere: (B, 1, H, W) of the dtype of `like`."""
         return like.new_full((len(like), 1, *like.shape[2:]), probability)
-    return (noise.uniform(like, Purpose.FIRING, step, substep) < probability).to(like.dtype)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 A sampler is a generator with one signature:
 
-    for state in ddim(denoiser, start, schedule, steps=50):
+    for state in ddim(denoiser, start, steps=50):
         state.image, state.clean_estimate, state.time
 
 `steps` counts denoiser calls, whatever the sampler. The timesteps that it visits are an explicit array, and
@@ -16,12 +16,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from nca_lib.diffusion import NoiseSchedule
+from nca_lib.diffusion import Denoiser, NoiseSchedule
 from nca_lib.noise import CounterNoise, ExpectedUpdates, FixedMasks, Noise, Purpose, TorchNoise, firing_from
 
 Firing = Literal["fresh", "fixed", "expected"]
@@ -75,9 +75,8 @@ class Sampler(Protocol):
 
     def __call__(
         self,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         start: Tensor,
-        schedule: NoiseSchedule,
         *,
         steps: int | None = None,
         noise: Noise | None = None,
@@ -131,20 +130,19 @@ class _Reversal:
 
     def __init__(
         self,
-        denoiser: nn.Module,
+        denoiser: Denoiser,
         start: Tensor,
-        schedule: NoiseSchedule,
         visited: list[int],
         noise: Noise | None,
         clip: bool,
         constraint: Constraint | None,
     ):
-        self.denoiser, self.schedule, self.clip = denoiser, schedule, clip
+        self.denoiser, self.schedule, self.clip = denoiser, denoiser.schedule, clip
         self.noise, self.edit = noise or TorchNoise(), constraint or Constraint()
-        even = timestep_array(schedule.timesteps, len(visited) - 1)
+        even = timestep_array(self.schedule.timesteps, len(visited) - 1)
         path = self.edit.path(even)
         self.path = visited if path == even else path
-        self.image = self.edit.begin(start, schedule)
+        self.image = self.edit.begin(start, self.schedule)
         self.calls = 0
         self.address = 0  # of the noise of the step that is being made
 
@@ -158,11 +156,10 @@ class _Reversal:
             self.address = now + self.schedule.timesteps * visits[now]  # seen again, it draws new noise
             visits[now] += 1
             if before > now:
-                signal, _ = self._levels(now)
-                signal_later, _ = self._levels(before)
-                left = signal_later / signal  # the alpha_bars' ratio is what is left of the image
+                # the alpha_bars' ratio is what is left of the image
+                left = self.schedule.levels(before)[0] / self.schedule.levels(now)[0]
                 drawn = self.noise.normal(self.image, Purpose.START, 1 + self.address)
-                self.image = left.to(drawn) * self.image + (1 - left**2).sqrt().to(drawn) * drawn
+                self.image = left * self.image + math.sqrt(1 - left**2) * drawn
                 new = True
             else:
                 yield now, before, new
@@ -170,10 +167,8 @@ class _Reversal:
 
     def clean(self, image: Tensor, now: int) -> Tensor:
         """The clean image that the denoiser sees through the noise: clipped, and as the edit wants it."""
-        t = torch.tensor([now])
         with torch.no_grad():
-            predicted = self.denoiser(image, self.schedule.time(t).to(image.device).expand(len(image)))
-            clean = self.schedule.clean_from_noise(image, t, predicted)
+            clean = self.denoiser(image, torch.full((len(image),), now))
             self.calls += 1
             return self.edit.correct(clean.clamp(-1, 1) if self.clip else clean)
 
@@ -184,34 +179,28 @@ class _Reversal:
         estimate that does not change on the way. With eta = 1 it is ancestral DDPM (their section 4.1): the
         standard deviation (eq. 16) is the square root of the posterior variance (Ho et al. 2020, eq. 7).
         """
-        predicted = self.schedule.noise_from_clean(self.image, torch.tensor([now]), clean)
-        signal, sigma = self._levels(now)
-        signal_before, sigma_before = self._levels(before)
-        ratio = (sigma_before / sigma) ** 2 * (1 - (signal / signal_before) ** 2)
-        spread = eta * ratio.clamp(min=0).sqrt()
-        drift = (sigma_before**2 - spread**2).clamp(min=0).sqrt()
-        image = signal_before.to(clean) * clean + drift.to(clean) * predicted
+        signal, sigma = self.schedule.levels(now)
+        signal_before, sigma_before = self.schedule.levels(before)
+        predicted = (self.image - signal * clean) / sigma
+        spread = eta * sigma_before / sigma * math.sqrt(max(0.0, 1 - (signal / signal_before) ** 2))
+        image = signal_before * clean + math.sqrt(max(0.0, sigma_before**2 - spread**2)) * predicted
         if eta > 0 and before >= 0:
-            image = image + spread.to(clean) * self.noise.normal(image, Purpose.SAMPLER, self.address)
+            image = image + spread * self.noise.normal(image, Purpose.SAMPLER, self.address)
         return self.edit.overwrite(image, self.schedule, before, self.noise, self.address)
 
     def stride(self, now: int, before: int) -> float:
         """How far a step goes in lambda = log(signal / sigma), half the logarithm of the SNR."""
-        (signal, sigma), (signal_before, sigma_before) = self._levels(now), self._levels(before)
-        return float((signal_before / signal).log() + (sigma / sigma_before).log())
+        (signal, sigma), (signal_before, sigma_before) = map(self.schedule.levels, (now, before))
+        return math.log(signal_before / signal) + math.log(sigma / sigma_before)
 
     def state(self, image: Tensor, clean: Tensor, before: int) -> SamplerState:
         """What a sampler yields after a call."""
         return SamplerState(max(before, 0) / self.schedule.timesteps, image, clean, self.calls)
 
-    def _levels(self, t: int) -> tuple[Tensor, Tensor]:
-        return self.schedule.signal_and_noise(torch.tensor([t]), self.image.double())
-
 
 def ddpm(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     start: Tensor,
-    schedule: NoiseSchedule,
     *,
     steps: int | None = None,
     noise: Noise | None = None,
@@ -223,7 +212,6 @@ def ddpm(
     Args:
         denoiser: `forward(noisy, time) -> noise`.
         start: (B, C, H, W) standard normal noise.
-        schedule: the one that the denoiser was trained with.
         steps: how often to call the denoiser, at evenly spaced timesteps; None for as often as there are
             timesteps.
         noise: where the posterior noise comes from; torch's generator by default.
@@ -233,8 +221,8 @@ def ddpm(
     Raises:
         ValueError: `steps` is not within 1..T.
     """
-    visited = timestep_array(schedule.timesteps, steps)
-    reversal = _Reversal(denoiser, start, schedule, visited, noise, clip, constraint)
+    visited = timestep_array(denoiser.schedule.timesteps, steps)
+    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint)
     for now, before, _ in reversal.steps():
         clean = reversal.clean(reversal.image, now)
         reversal.image = reversal.advance(clean, now, before, eta=1.0)
@@ -242,9 +230,8 @@ def ddpm(
 
 
 def ddim(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     start: Tensor,
-    schedule: NoiseSchedule,
     *,
     steps: int | None = 50,
     noise: Noise | None = None,
@@ -255,8 +242,8 @@ def ddim(
 
     The first-order solver of the probability flow: half the steps, twice the error.
     """
-    visited = timestep_array(schedule.timesteps, steps)
-    reversal = _Reversal(denoiser, start, schedule, visited, noise, clip, constraint)
+    visited = timestep_array(denoiser.schedule.timesteps, steps)
+    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint)
     for now, before, _ in reversal.steps():
         clean = reversal.clean(reversal.image, now)
         reversal.image = reversal.advance(clean, now, before)
@@ -264,9 +251,8 @@ def ddim(
 
 
 def dpm_solver(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     start: Tensor,
-    schedule: NoiseSchedule,
     *,
     steps: int | None = 20,
     noise: Noise | None = None,
@@ -280,8 +266,8 @@ def dpm_solver(
     after a jump back, and the last one (lambda of the clean image is infinite) have no such line: they are
     DDIM's.
     """
-    visited = log_snr_array(schedule, steps)
-    reversal = _Reversal(denoiser, start, schedule, visited, noise, clip, constraint)
+    visited = log_snr_array(denoiser.schedule, steps)
+    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint)
     previous, stride = torch.empty(0), 0.0
     for now, before, new in reversal.steps():
         clean = reversal.clean(reversal.image, now)
@@ -295,9 +281,8 @@ def dpm_solver(
 
 
 def heun(
-    denoiser: nn.Module,
+    denoiser: Denoiser,
     start: Tensor,
-    schedule: NoiseSchedule,
     *,
     steps: int | None = 20,
     noise: Noise | None = None,
@@ -316,10 +301,10 @@ def heun(
     over: then the first step, from pure noise, is DDIM's. Each call yields a state; of two with the same time
     the second is the better one. Arguments as for [`ddpm`][].
     """
-    steps = schedule.timesteps if steps is None else steps
-    timestep_array(schedule.timesteps, steps)  # refuses as the other samplers do
-    visited = log_snr_array(schedule, steps // 2 + 1)
-    reversal = _Reversal(denoiser, start, schedule, visited, noise, clip, constraint)
+    steps = denoiser.schedule.timesteps if steps is None else steps
+    timestep_array(denoiser.schedule.timesteps, steps)  # refuses as the other samplers do
+    visited = log_snr_array(denoiser.schedule, steps // 2 + 1)
+    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint)
     for now, before, _ in reversal.steps():
         clean = reversal.clean(reversal.image, now)
         image = reversal.advance(clean, now, before)
@@ -342,12 +327,10 @@ SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_so
 
 
 def sample(
-    denoiser: nn.Module,
-    schedule: NoiseSchedule,
+    model: nn.Module,
     size: tuple[int, int],
     *,
     count: int = 1,
-    channels: int = 3,
     sampler: Sampler = ddim,
     steps: int | None = 50,
     seed: int = 0,
@@ -355,29 +338,43 @@ def sample(
     constraint: Constraint | None = None,
     firing: Firing = "fresh",
 ) -> Tensor:
-    """Draw `count` images of `size` (height, width): (count, channels, height, width) in [-1, 1].
+    """Draw `count` images of `size` (height, width): (count, image channels, height, width) in [-1, 1].
 
     All randomness, firing masks included, comes from [`CounterNoise`][] with `seed`: image i is the same
     whether it is drawn alone or in a batch, and `first_sample` is the i of the first image of this batch.
-    `constraint` is what they must obey, see [`Constraint`][]. `firing` says which cells of an automaton
-    update: those of `"fresh"` masks at every denoiser call, as in training; those of masks that are `"fixed"`
-    for all calls ([`FixedMasks`][]); or all, by the `"expected"` update ([`ExpectedUpdates`][]).
+
+    Args:
+        model: a denoiser; or a model that draws by itself, `model.sample(size, ...)`, as a VNCA does: then
+            what follows `seed` and `first_sample`, `sampler` and `steps` play no part.
+        size: height and width.
+        count: how many images.
+        sampler: one of [`SAMPLERS`][].
+        steps: denoiser calls, see the sampler.
+        seed: any integer.
+        first_sample: index of the first image.
+        constraint: what they must obey, see [`Constraint`][].
+        firing: which cells of an automaton update: those of `"fresh"` masks at every denoiser call, as in
+            training; those of masks that are `"fixed"` for all calls ([`FixedMasks`][]); or all, by the
+            `"expected"` update ([`ExpectedUpdates`][]).
 
     Raises:
-        ValueError: `steps` is not within 1..T.
+        ValueError: `steps` is not within 1..T; or a model that draws no images.
     """
-    parameter = next(denoiser.parameters())
+    if not isinstance(model, Denoiser):
+        if not hasattr(model, "sample"):
+            raise ValueError(f"a {type(model).__name__} draws no images; a denoiser or a VNCA does")
+        draw: Any = model.sample
+        return draw(size, count=count, seed=seed, first_sample=first_sample)
     noise = CounterNoise(seed, first_sample)
-    empty = torch.empty(count, channels, *size, device=parameter.device)
     sources: dict[Firing, Noise] = {
         "fresh": noise,
         "fixed": FixedMasks(noise),
         "expected": ExpectedUpdates(noise),
     }
-    with firing_from(denoiser, sources[firing]):
+    device = next(model.parameters(), torch.empty(0)).device
+    empty = torch.empty(count, model.image_channels, *size, device=device)
+    with firing_from(model, sources[firing]):
         start = noise.normal(empty, Purpose.START, 0)
-        for state in sampler(  # noqa: B007 - the last one is the result
-            denoiser, start, schedule, steps=steps, noise=noise, constraint=constraint
-        ):
+        for state in sampler(model, start, steps=steps, noise=noise, constraint=constraint):  # noqa: B007
             pass
     return state.image

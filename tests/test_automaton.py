@@ -18,7 +18,7 @@ from nca_lib.automaton import (
     states,
     to_rgb,
 )
-from nca_lib.noise import CounterNoise, TorchNoise, firing_mask
+from nca_lib.noise import CounterNoise, TorchNoise
 
 
 def board(*rows: str, size: int = 8) -> Tensor:
@@ -138,13 +138,13 @@ def test_cells_fire_with_the_probability_asked_for() -> None:
     torch.manual_seed(0)
     state = torch.empty(4, 8, 100, 100)
     for probability in (0.25, 0.9):
-        mask = firing_mask(TorchNoise(), state, probability, 0, 0)
+        mask = TorchNoise().firing_mask(state, probability, 0, 0)
         assert set(mask.unique().tolist()) == {0.0, 1.0}
         assert (
             abs(float(mask.mean()) - probability)
             < 5 * (probability * (1 - probability) / mask.numel()) ** 0.5
         )
-    assert firing_mask(TorchNoise(), state, 1.0, 0, 0).all()
+    assert TorchNoise().firing_mask(state, 1.0, 0, 0).all()
 
 
 def test_cells_that_do_not_fire_keep_their_state() -> None:
@@ -152,7 +152,7 @@ def test_cells_that_do_not_fire_keep_their_state() -> None:
     automaton.firing = CounterNoise(0)
     state = torch.rand(1, 8, 12, 12)
     state[:, ALPHA] = 1
-    mask = firing_mask(CounterNoise(0), state, 0.5, 0, 3)[0, 0].bool()
+    mask = CounterNoise(0).firing_mask(state, 0.5, 0, 3)[0, 0].bool()
     changed = (automaton(state, 3) != state).any(dim=1)[0]
     assert torch.equal(changed, mask)
 

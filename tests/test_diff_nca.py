@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nca_lib import diff_nca, fourier
+from nca_lib import devices, diff_nca, fourier
 from nca_lib import fast as fast_path
 from nca_lib.baselines import VNCA
-from nca_lib.diff_nca import Cell, CellNorm, DiffNCA, compile_step, lift
+from nca_lib.devices import compile_step
+from nca_lib.diff_nca import Cell, CellNorm, DiffNCA, lift
 from nca_lib.diffusion import MLP, Denoiser, noise_schedule
 from nca_lib.fast import CellWeights, fast_step
 from nca_lib.fourier import FourierDiffNCA
@@ -399,7 +400,7 @@ def test_where_nothing_is_compiled_one_line_says_so(
     there: str,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(diff_nca.shutil, "which", lambda name: name if name in there.split() else None)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name if name in there.split() else None)
     network = DiffNCA(8, 16, 2)
     compile_step(network, torch.device(device))
     assert capsys.readouterr().out == f"not compiling: {reason}\n"
@@ -413,7 +414,7 @@ def test_of_each_model_the_part_that_repeats_is_compiled(monkeypatch: pytest.Mon
     automaton, plain, vnca = FourierDiffNCA(8, 16, 2), MLP(4), VNCA(8, latent=12, hidden=8)
     diffusing = [Denoiser(network, noise_schedule()) for network in (automaton, plain)]
     for compiler in ("g++", "clang++", "cl"):
-        monkeypatch.setattr(diff_nca.shutil, "which", {compiler: compiler}.get)
+        monkeypatch.setattr(devices.shutil, "which", {compiler: compiler}.get)
         for module in (*diffusing, vnca, plain):
             compile_step(module, torch.device("cpu"))
         assert compiled == [automaton.cell, automaton.spectrum_cell, plain, vnca.update, plain]
@@ -428,7 +429,7 @@ def test_on_a_gpu_kernels_are_tuned(monkeypatch: pytest.MonkeyPatch) -> None:
             modes.append(mode)
         return step
 
-    monkeypatch.setattr(diff_nca.shutil, "which", lambda name: name)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name)
     monkeypatch.setattr(torch, "compile", compiled)
     for device in ("cuda", "cpu"):
         compile_step(DiffNCA(8, 16, 2), torch.device(device))

@@ -118,6 +118,7 @@ def test_every_target_leads_back_to_the_noise_and_the_clean_image(name: str, tar
     output = target_of(target, schedule, clean, noise, t)
     recovered = noise_of(target, schedule, output, noisy, t)
     torch.testing.assert_close(recovered, noise)
+    torch.testing.assert_close(clean_of(target, schedule, output, noisy, t), clean)
     torch.testing.assert_close(schedule.clean_from_noise(noisy, t, recovered), clean)
     torch.testing.assert_close(schedule.noise_from_clean(noisy, t, clean), noise)
 
@@ -145,13 +146,14 @@ class Oracle(nn.Module):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_denoiser_predicts_the_same_noise_whatever_its_network_predicts(target: str) -> None:
+def test_a_denoiser_sees_the_same_image_whatever_its_network_predicts(target: str) -> None:
     clean, noise, t = example()
     schedule = noise_schedule()
     network = Oracle(target_of(target, schedule, clean, noise, t))
     denoiser = Denoiser(network, schedule, target)
     noisy = schedule.add_noise(clean, t, noise)
-    torch.testing.assert_close(denoiser(noisy, schedule.time(t)), noise)
+    torch.testing.assert_close(denoiser(noisy, t), clean)
+    torch.testing.assert_close(denoiser.noise(noisy, t), noise)
     assert float(denoiser.loss(clean, t, noise)) == pytest.approx(0, abs=1e-6)
     assert torch.equal(network.time, t / 300)
 
@@ -168,18 +170,39 @@ def test_a_student_is_compared_with_its_teachers_network(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_noise_has_the_images_precision_whatever_the_networks_is(target: str, dtype: torch.dtype) -> None:
+def test_estimates_have_the_images_precision_whatever_the_networks_is(
+    target: str, dtype: torch.dtype
+) -> None:
     clean, noise, t = (x.to(dtype) if x.is_floating_point() else x for x in example())
     schedule = noise_schedule()
     assert target_of(target, schedule, clean, noise, t).dtype == dtype
     denoiser = Denoiser(Oracle(clean.bfloat16()), schedule, target)
-    assert denoiser(schedule.add_noise(clean, t, noise), schedule.time(t)).dtype == dtype
+    noisy = schedule.add_noise(clean, t, noise)
+    assert denoiser(noisy, t).dtype == denoiser.noise(noisy, t).dtype == dtype
+
+
+@pytest.mark.parametrize("target", ["x0", "v"])
+def test_the_clean_estimate_is_direct_where_almost_all_is_noise(target: str) -> None:
+    """By way of the noise it would be off by 2e-3: 5e-5 of signal cannot be told from rounding."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.rand(2, 3, 8, 8, generator=generator), torch.randn(2, 3, 8, 8, generator=generator)
+    t, schedule = torch.tensor([299, 299]), noise_schedule("cosine", 300)
+    network = Oracle(target_of(target, schedule, clean, noise, t))
+    seen = Denoiser(network, schedule, target)(schedule.add_noise(clean, t, noise), t)
+    torch.testing.assert_close(seen, clean, atol=1e-6, rtol=0)
+
+
+def test_levels_are_signal_and_noise_as_numbers() -> None:
+    schedule = noise_schedule("cosine", 300)
+    for t in (-1, 0, 150, 299):
+        exact = schedule.signal_and_noise(torch.tensor([t]), torch.empty(0, dtype=torch.float64))
+        assert schedule.levels(t) == pytest.approx([float(level) for level in exact], rel=1e-12)
 
 
 def test_a_denoiser_predicts_noise_unless_told_otherwise() -> None:
     clean, noise, t = example()
-    denoiser, schedule = Denoiser(Oracle(noise), noise_schedule()), noise_schedule()
-    assert torch.equal(denoiser(clean, schedule.time(t)), noise)
+    denoiser = Denoiser(Oracle(noise), noise_schedule())
+    assert torch.equal(denoiser.noise(clean, t), noise)
     assert float(denoiser.loss(clean, t, noise)) == pytest.approx(0, abs=1e-6)
 
 

@@ -33,14 +33,15 @@ from nca_lib.samplers import SAMPLERS, Constraint, SamplerState, ddim, ddpm, sam
 DEVIATION, CORRELATION = 0.2, 0.8
 
 
-class PairDenoiser(nn.Module):
-    """The best possible denoiser, E[eps | x], if images are pairs of pixels with this covariance."""
+class PairNoise(nn.Module):
+    """The best possible prediction, E[eps | x], if images are pairs of pixels with this covariance."""
+
+    image_channels = 1
 
     def __init__(self, correlation: float = CORRELATION):
         super().__init__()
         self.schedule = noise_schedule("cosine", 300)
         self.covariance = DEVIATION**2 * torch.tensor([[1, correlation], [correlation, 1]]).double()
-        self.somewhere = nn.Parameter(torch.zeros(()))  # tells a sampler the device
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         alpha_bar = self.schedule.alpha_bar[self.schedule.timestep(time[0])]
@@ -49,11 +50,16 @@ class PairDenoiser(nn.Module):
         return (noisy.double() @ gain).to(noisy)
 
 
+def pair_denoiser(correlation: float = CORRELATION) -> Denoiser:
+    network = PairNoise(correlation)
+    return Denoiser(network, network.schedule)
+
+
 def distance_from_truth(known: float, **options: object) -> float:
     """Wasserstein distance of a pair's fillings to the conditional distribution, both taken as normal."""
     pairs = torch.tensor([known, 0.0]).expand(1000, 1, 1, 2)
     mask = torch.tensor([True, False]).view(1, 1, 1, 2)
-    filled = inpaint(PairDenoiser(), pairs, mask, steps=60, **options)
+    filled = inpaint(pair_denoiser(), pairs, mask, steps=60, **options)
     assert torch.equal(filled[..., 0], pairs[..., 0])
     mean, deviation = CORRELATION * known, DEVIATION * (1 - CORRELATION**2) ** 0.5
     return math.hypot(float(filled[..., 1].mean()) - mean, float(filled[..., 1].std()) - deviation)
@@ -75,14 +81,14 @@ def test_going_back_is_the_forward_process() -> None:
             return [100, 200, -1]
 
     torch.manual_seed(0)
-    oracle = PairDenoiser()
-    spread = torch.linalg.cholesky(oracle.covariance)
+    oracle = pair_denoiser()
+    spread = torch.linalg.cholesky(oracle.network.covariance)
     clean = (torch.randn(40_000, 2).double() @ spread.T).view(-1, 1, 1, 2)
     start = oracle.schedule.add_noise(clean, torch.tensor([100]), torch.randn_like(clean))
-    (state,) = ddpm(oracle, start, oracle.schedule, noise=CounterNoise(0), constraint=Back())
+    (state,) = ddpm(oracle, start, noise=CounterNoise(0), constraint=Back())
     alpha_bar = oracle.schedule.alpha_bar[200]
-    total = alpha_bar * oracle.covariance + (1 - alpha_bar) * torch.eye(2)
-    expected = alpha_bar * oracle.covariance @ torch.linalg.inv(total) @ oracle.covariance
+    total = alpha_bar * oracle.network.covariance + (1 - alpha_bar) * torch.eye(2)
+    expected = alpha_bar * oracle.network.covariance @ torch.linalg.inv(total) @ oracle.network.covariance
     torch.testing.assert_close(torch.cov(state.image.view(-1, 2).T), expected, atol=0, rtol=0.03)
 
 
@@ -123,13 +129,11 @@ def mask() -> Tensor:
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_a_constraint_that_asks_for_nothing_changes_nothing(denoiser: Denoiser, sampler: object) -> None:
     size = (8, 8)
-    plain = sample(denoiser, denoiser.schedule, size, sampler=sampler, steps=9, seed=3)
-    asked = sample(
-        denoiser, denoiser.schedule, size, sampler=sampler, steps=9, seed=3, constraint=Constraint()
-    )
+    plain = sample(denoiser, size, sampler=sampler, steps=9, seed=3)
+    asked = sample(denoiser, size, sampler=sampler, steps=9, seed=3, constraint=Constraint())
     unknown = torch.zeros(1, 1, *size, dtype=torch.bool)
     empty = KnownPixels(torch.zeros(1, 3, *size), unknown, "published")
-    filled = sample(denoiser, denoiser.schedule, size, sampler=sampler, steps=9, seed=3, constraint=empty)
+    filled = sample(denoiser, size, sampler=sampler, steps=9, seed=3, constraint=empty)
     assert torch.equal(plain, asked)
     assert torch.equal(plain, filled)
 
@@ -161,14 +165,10 @@ def test_published_pixels_are_clean_at_every_step_and_repaints_are_as_noisy_as_t
     flat, known = torch.full((1, 3, 64, 64), 0.5), torch.ones(1, 1, 64, 64, dtype=torch.bool)
     start = CounterNoise(0).normal(flat, Purpose.START, 0)
     options = {"steps": 6, "noise": CounterNoise(0)}
-    for state in ddpm(
-        denoiser, start, denoiser.schedule, **options, constraint=KnownPixels(flat, known, "published")
-    ):
+    for state in ddpm(denoiser, start, **options, constraint=KnownPixels(flat, known, "published")):
         assert torch.equal(state.image, flat)
     visited = iter(timestep_array(50, 6)[1:])
-    for state in ddpm(
-        denoiser, start, denoiser.schedule, **options, constraint=KnownPixels(flat, known, repeats=1)
-    ):
+    for state in ddpm(denoiser, start, **options, constraint=KnownPixels(flat, known, repeats=1)):
         signal, sigma = denoiser.schedule.signal_and_noise(torch.tensor([next(visited)]), flat)
         assert float(state.image.mean()) == pytest.approx(float(signal) * 0.5, abs=5 * float(sigma) / 110)
         assert float(state.image.std()) == pytest.approx(float(sigma), rel=0.05, abs=1e-6)
@@ -183,7 +183,7 @@ def test_a_timestep_visited_again_draws_new_noise(denoiser: Denoiser) -> None:
     addresses: list[tuple[Purpose, int]] = []
     anything = torch.zeros(1, 3, 4, 4)
     known = KnownPixels(anything, anything[:, :1] > 0, jump=2, repeats=4)
-    list(ddpm(denoiser, anything, denoiser.schedule, steps=9, noise=Recording(0), constraint=known))
+    list(ddpm(denoiser, anything, steps=9, noise=Recording(0), constraint=known))
     assert len(addresses) == len(set(addresses)) > 40
     assert (Purpose.START, 0) not in addresses  # the noise that the sampler began with
 
@@ -191,9 +191,7 @@ def test_a_timestep_visited_again_draws_new_noise(denoiser: Denoiser) -> None:
 def test_a_canvas_of_any_shape_is_constant_around_it(denoiser: Denoiser) -> None:
     y, x = torch.meshgrid(torch.arange(16), torch.arange(12), indexing="ij")
     disc = ((y - 8) ** 2 + (x - 6) ** 2 < 25)[None, None]
-    drawn = sample(
-        denoiser, denoiser.schedule, (16, 12), count=3, steps=6, constraint=shaped_canvas(disc, fill=-0.4)
-    )
+    drawn = sample(denoiser, (16, 12), count=3, steps=6, constraint=shaped_canvas(disc, fill=-0.4))
     outside = ~disc.expand_as(drawn)
     assert torch.equal(drawn[outside], torch.full_like(drawn[outside], -0.4))
     assert drawn[~outside].std() > 0.1
@@ -205,13 +203,11 @@ def test_a_canvas_of_any_shape_is_constant_around_it(denoiser: Denoiser) -> None
 def test_ddnm_draws_the_details_of_a_gaussian_and_leaves_the_means() -> None:
     # Pixels are independent: given its block's mean, a pixel deviates from it by s sqrt(1 - 1/n).
     low = torch.linspace(-0.3, 0.3, 3000).view(-1, 1, 1, 1)
-    constraint, oracle = LowResolution(low, 2), PairDenoiser(correlation=0)
+    constraint, oracle = LowResolution(low, 2), pair_denoiser(correlation=0)
     drawn = sample(
         oracle,
-        oracle.schedule,
         (2, 2),
         count=3000,
-        channels=1,
         sampler=ddpm,
         steps=150,
         constraint=constraint,
@@ -219,7 +215,7 @@ def test_ddnm_draws_the_details_of_a_gaussian_and_leaves_the_means() -> None:
     torch.testing.assert_close(F.avg_pool2d(drawn, 2), low, atol=1e-6, rtol=0)
     assert float((drawn - low).std()) == pytest.approx(DEVIATION * 0.75**0.5, rel=0.08)
     # The details know nothing of the means: without a constraint the same seed draws the same ones.
-    free = sample(oracle, oracle.schedule, (2, 2), count=3000, channels=1, sampler=ddpm, steps=150)
+    free = sample(oracle, (2, 2), count=3000, sampler=ddpm, steps=150)
     details = free - F.interpolate(F.avg_pool2d(free, 2), scale_factor=2)
     torch.testing.assert_close(drawn - low, details, atol=1e-3, rtol=0)
 
@@ -269,7 +265,7 @@ def test_variations_go_from_the_image_to_a_new_one(
 
     assert torch.equal(varied(0), image)
     assert float((varied(0.02) - image).abs().max()) < 0.2
-    new = sample(denoiser, denoiser.schedule, (12, 9), sampler=sampler, steps=10, seed=5)
+    new = sample(denoiser, (12, 9), sampler=sampler, steps=10, seed=5)
     assert torch.equal(varied(1), new)
     assert torch.equal(varied(1, -image), new)
     assert not torch.equal(varied(0.5, -image), varied(0.5))
@@ -277,7 +273,7 @@ def test_variations_go_from_the_image_to_a_new_one(
 
 def test_a_variation_of_a_pair_remembers_as_much_as_the_noise_left() -> None:
     # Pixels independent: x0 -> x_t -> a draw of x0 given x_t, whose mean is ab s^2 / (ab s^2 + 1 - ab) x0.
-    oracle, pixel = PairDenoiser(correlation=0), 0.3
+    oracle, pixel = pair_denoiser(correlation=0), 0.3
     alpha_bar = float(oracle.schedule.alpha_bar[74])
     varied = vary(oracle, torch.full((3000, 1, 1, 2), pixel), 0.25, sampler=ddpm, steps=75)
     kept = alpha_bar * DEVIATION**2 / (alpha_bar * DEVIATION**2 + 1 - alpha_bar)
@@ -297,7 +293,7 @@ def test_a_variation_takes_the_steps_it_is_given(strength: float, steps: int) ->
 def test_an_interpolation_ends_at_the_samples_of_its_seeds(denoiser: Denoiser, sampler: object) -> None:
     walk = interpolate(denoiser, (3, 8), 5, (8, 6), sampler=sampler, steps=8)
     for end, seed in ((0, 3), (-1, 8)):
-        alone = sample(denoiser, denoiser.schedule, (8, 6), sampler=sampler, steps=8, seed=seed)
+        alone = sample(denoiser, (8, 6), sampler=sampler, steps=8, seed=seed)
         torch.testing.assert_close(walk[end], alone[0], atol=1e-5, rtol=0)
     # The middle of a walk of 5 is that of a walk of 3: an image depends on its place alone.
     short = interpolate(denoiser, (3, 8), 3, (8, 6), sampler=sampler, steps=8)
@@ -384,7 +380,7 @@ def test_an_edit_uses_the_sampler_the_steps_and_the_seed_it_is_given(
 
 def test_the_shortest_walk_is_its_two_ends(denoiser: Denoiser) -> None:
     walk = interpolate(denoiser, (3, 8), 2, (8, 6), steps=3)
-    alone = [sample(denoiser, denoiser.schedule, (8, 6), steps=3, seed=seed) for seed in (3, 8)]
+    alone = [sample(denoiser, (8, 6), steps=3, seed=seed) for seed in (3, 8)]
     torch.testing.assert_close(walk, torch.cat(alone), atol=1e-5, rtol=0)
 
 

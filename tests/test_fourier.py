@@ -193,8 +193,8 @@ def test_checkpointing_changes_neither_values_nor_gradients() -> None:
 def test_a_batch_of_one_equals_its_row_of_a_batch() -> None:
     torch.manual_seed(0)
     denoiser = Denoiser(FourierDiffNCA(8, 8, 2, frequencies=4), noise_schedule("cosine", 20), "v")
-    together = sample(denoiser, denoiser.schedule, (16, 24), count=3, steps=3, seed=5)
-    alone = sample(denoiser, denoiser.schedule, (16, 24), count=1, steps=3, seed=5, first_sample=2)
+    together = sample(denoiser, (16, 24), count=3, steps=3, seed=5)
+    alone = sample(denoiser, (16, 24), count=1, steps=3, seed=5, first_sample=2)
     torch.testing.assert_close(alone, together[2:], atol=1e-3, rtol=0)
 
 

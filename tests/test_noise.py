@@ -19,7 +19,6 @@ from nca_lib.noise import (
     Purpose,
     TorchNoise,
     firing_from,
-    firing_mask,
     philox,
 )
 
@@ -229,7 +228,7 @@ def test_a_cell_fires_if_its_number_is_below_the_probability(dtype: torch.dtype)
         def uniform(self, like: torch.Tensor, purpose: Purpose, step: int, substep: int) -> torch.Tensor:
             return torch.tensor([0, 0.25 - 2**-24, 0.25, 0.75]).view(1, 1, 1, 4)
 
-    mask = firing_mask(Given(), torch.empty(1, 3, 1, 4, dtype=dtype), 0.25, 0, 0)
+    mask = Given().firing_mask(torch.empty(1, 3, 1, 4, dtype=dtype), 0.25, 0, 0)
     assert mask.dtype == dtype
     assert mask.flatten().tolist() == [1, 1, 0, 0]
 

@@ -30,8 +30,8 @@ from nca_lib.samplers import (
 MEAN, DEVIATION = 0.4, 0.3
 
 
-class GaussianDenoiser(nn.Module):
-    """The best possible denoiser, E[eps | x], if every pixel of the data is N(mean, deviation^2)."""
+class GaussianNoise(nn.Module):
+    """The best possible prediction, E[eps | x], if every pixel of the data is N(mean, deviation^2)."""
 
     def __init__(self, schedule: NoiseSchedule, mean: float = MEAN, deviation: float = DEVIATION):
         super().__init__()
@@ -41,6 +41,10 @@ class GaussianDenoiser(nn.Module):
         alpha_bar = self.schedule.alpha_bar[self.schedule.timestep(time)].view(-1, 1, 1, 1)
         variance = alpha_bar * self.deviation**2 + 1 - alpha_bar
         return (1 - alpha_bar).sqrt() * (noisy - alpha_bar.sqrt() * self.mean) / variance
+
+
+def gaussian_denoiser(schedule: NoiseSchedule, mean: float = MEAN, deviation: float = DEVIATION) -> Denoiser:
+    return Denoiser(GaussianNoise(schedule, mean, deviation), schedule)
 
 
 def last_image(states: object) -> Tensor:
@@ -106,7 +110,7 @@ class Visiting(Constraint):
 
 
 def flow(schedule: NoiseSchedule, start: Tensor, t: int) -> Tensor:
-    """The exact probability flow from the last timestep to t (-1: clean) for [`GaussianDenoiser`][].
+    """The exact probability flow from the last timestep to t (-1: clean) for [`gaussian_denoiser`][].
 
     It is affine: along it z = (x - sqrt(ab) m) / sqrt(ab s^2 + 1 - ab) is constant.
     """
@@ -133,9 +137,7 @@ def test_the_order_of_convergence(name: str, order: int) -> None:
     for count in counts:
         path, calls = Visiting(*range(960, -1, -960 // count)), (2 if name == "heun" else 1) * count
         states = list(
-            SAMPLERS[name](
-                GaussianDenoiser(schedule), START, schedule, steps=321, clip=False, constraint=path
-            )
+            SAMPLERS[name](gaussian_denoiser(schedule), START, steps=321, clip=False, constraint=path)
         )
         assert len(states) == calls
         errors.append(float((states[-1].image - exact).abs().max()))
@@ -146,11 +148,9 @@ def test_the_order_of_convergence(name: str, order: int) -> None:
 @pytest.mark.parametrize("name", ["ddim", "dpm_solver", "heun"])
 def test_more_calls_come_nearer_to_the_exact_flow(name: str) -> None:
     schedule = noise_schedule("cosine", 300)
-    denoiser, exact = GaussianDenoiser(schedule), flow(schedule, START, -1)
+    denoiser, exact = gaussian_denoiser(schedule), flow(schedule, START, -1)
     errors = [
-        float(
-            (last_image(SAMPLERS[name](denoiser, START, schedule, steps=n, clip=False)) - exact).abs().max()
-        )
+        float((last_image(SAMPLERS[name](denoiser, START, steps=n, clip=False)) - exact).abs().max())
         for n in (5, 10, 20, 40, 80)
     ]
     assert all(fine < 0.75 * coarse for coarse, fine in itertools.pairwise(errors)), errors
@@ -160,9 +160,9 @@ def test_more_calls_come_nearer_to_the_exact_flow(name: str) -> None:
 @pytest.mark.parametrize("name", ["cosine", "linear", "sigmoid"])
 def test_at_twenty_calls_the_multistep_solver_is_twice_as_near_as_ddim(name: str) -> None:
     schedule = noise_schedule(name, 300)
-    denoiser, exact = GaussianDenoiser(schedule), flow(schedule, START, -1)
+    denoiser, exact = gaussian_denoiser(schedule), flow(schedule, START, -1)
     first, second = (
-        float((last_image(sampler(denoiser, START, schedule, steps=20, clip=False)) - exact).abs().max())
+        float((last_image(sampler(denoiser, START, steps=20, clip=False)) - exact).abs().max())
         for sampler in (ddim, dpm_solver)
     )
     assert second < first / 2
@@ -172,7 +172,7 @@ def test_ddpm_reproduces_mean_and_variance_of_the_data() -> None:
     torch.manual_seed(0)
     schedule, n = noise_schedule("cosine", 300), 40_000
     start = torch.randn(n, 1, 1, 1, dtype=torch.float64)
-    result = last_image(ddpm(GaussianDenoiser(schedule), start, schedule, clip=False))
+    result = last_image(ddpm(gaussian_denoiser(schedule), start, clip=False))
     assert abs(float(result.mean()) - MEAN) < 5 * DEVIATION / n**0.5
     assert float(result.std()) == pytest.approx(DEVIATION, rel=0.03)
 
@@ -180,14 +180,14 @@ def test_ddpm_reproduces_mean_and_variance_of_the_data() -> None:
 @pytest.mark.parametrize("name", ["cosine", "linear", "sigmoid"])
 def test_ddpm_steps_are_the_posterior_of_ho_et_al(name: str) -> None:
     schedule, source = noise_schedule(name, 30), CounterNoise(3)
-    denoiser = GaussianDenoiser(schedule)
+    denoiser = gaussian_denoiser(schedule)
     image = source.normal(torch.empty(2, 3, 4, 4, dtype=torch.float64), Purpose.START, 0)
-    states = ddpm(denoiser, image, schedule, noise=source, clip=False)
+    states = ddpm(denoiser, image, noise=source, clip=False)
     for t, state in zip(reversed(range(30)), states, strict=True):
         beta = schedule.betas[t]
         alpha_bar = torch.prod(1 - schedule.betas[: t + 1])
         before = torch.prod(1 - schedule.betas[:t])
-        noise = denoiser(image, torch.full((2,), t / 30))
+        noise = denoiser.noise(image, torch.full((2,), t))
         clean = (image - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
         mean = before.sqrt() * beta / (1 - alpha_bar) * clean  # equation 7
         mean = mean + (1 - beta).sqrt() * (1 - before) / (1 - alpha_bar) * image
@@ -197,12 +197,12 @@ def test_ddpm_steps_are_the_posterior_of_ho_et_al(name: str) -> None:
         image = state.image
 
 
-def _trajectory(scheduler: object, denoiser: nn.Module, image: Tensor, **options: bool) -> list[Tensor]:
+def _trajectory(scheduler: object, denoiser: Denoiser, image: Tensor, **options: bool) -> list[Tensor]:
     """The images that a scheduler of diffusers visits, its noise from torch's generator."""
     torch.manual_seed(1)
     images = []
     for t in scheduler.timesteps.tolist():
-        predicted = denoiser(image, torch.tensor([t / scheduler.config.num_train_timesteps]))
+        predicted = denoiser.noise(image, torch.tensor([t]))
         image = scheduler.step(predicted, t, image, **options).prev_sample
         images.append(image)
     return images
@@ -226,7 +226,7 @@ def test_samplers_agree_with_the_schedulers_of_diffusers(sampler: str, name: str
     diffusers = pytest.importorskip("diffusers")
     schedule, path = noise_schedule(name, 300), PATHS[name]
     options: dict[str, object] = {"num_train_timesteps": 300, "trained_betas": schedule.betas.tolist()}
-    denoiser = GaussianDenoiser(schedule, mean=0.7, deviation=1.5)  # it is clipped, and often
+    denoiser = gaussian_denoiser(schedule, mean=0.7, deviation=1.5)  # it is clipped, and often
     torch.manual_seed(0)
     start = torch.randn(2, 3, 6, 5)
     if sampler == "dpm_solver":
@@ -244,7 +244,7 @@ def test_samplers_agree_with_the_schedulers_of_diffusers(sampler: str, name: str
         assert path == [*range(270, -1, -30), -1]
         expected = _trajectory(scheduler, denoiser, start, use_clipped_model_output=True)
     torch.manual_seed(1)
-    found = list(SAMPLERS[sampler](denoiser, start, schedule, clip=clip, constraint=Visiting(*path)))
+    found = list(SAMPLERS[sampler](denoiser, start, clip=clip, constraint=Visiting(*path)))
     assert len(found) == len(expected)
     for state, image in zip(found, expected, strict=True):
         torch.testing.assert_close(state.image, image, atol=1e-4, rtol=1e-4)
@@ -258,10 +258,10 @@ def test_a_perfect_denoiser_of_one_image_leads_to_that_image(sampler: object, st
 
     class Perfect(nn.Module):
         def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
-            return schedule.noise_from_clean(noisy, schedule.timestep(time), picture)
+            return picture.expand_as(noisy)
 
     start = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    result = last_image(sampler(Perfect(), start, schedule, steps=steps))
+    result = last_image(sampler(Denoiser(Perfect(), schedule, "x0"), start, steps=steps))
     torch.testing.assert_close(result, picture.expand_as(result), atol=1e-6, rtol=0)
 
 
@@ -279,13 +279,13 @@ class TestEverySampler:
     def test_yields_one_state_a_call_and_ends_clean(self, sampler: object, steps: int | None) -> None:
         schedule, asked = noise_schedule("cosine", 100), []
 
-        class Counting(GaussianDenoiser):
+        class Counting(GaussianNoise):
             def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
                 asked.append(float(time[0]))
                 return super().forward(noisy, time)
 
         start = torch.randn(1, 1, 2, 2, dtype=torch.float64)
-        visited = list(sampler(Counting(schedule), start, schedule, steps=steps))
+        visited = list(sampler(Denoiser(Counting(schedule), schedule), start, steps=steps))
         assert len(asked) == (steps or 100)
         assert asked[0] == pytest.approx(0.99)
         assert [state.step for state in visited] == list(range(1, len(asked) + 1))
@@ -299,17 +299,15 @@ class TestEverySampler:
         schedule = noise_schedule("cosine", 100)
         for steps in (0, -1, 101):
             with pytest.raises(ValueError, match=f"steps is {steps}.*1 to 100"):
-                next(sampler(GaussianDenoiser(schedule), START, schedule, steps=steps))
+                next(sampler(gaussian_denoiser(schedule), START, steps=steps))
 
     def test_keeps_every_clean_estimate_in_range(self, sampler: object) -> None:
         torch.manual_seed(0)
         schedule = noise_schedule("cosine", 50)
-        denoiser = GaussianDenoiser(schedule, mean=0.9, deviation=2.0)
+        denoiser = gaussian_denoiser(schedule, mean=0.9, deviation=2.0)
         start = torch.randn(1, 3, 8, 8, dtype=torch.float64)
-        free = [
-            s.clean_estimate.abs().max() for s in sampler(denoiser, start, schedule, steps=20, clip=False)
-        ]
-        kept = [s.clean_estimate.abs().max() for s in sampler(denoiser, start, schedule, steps=20)]
+        free = [s.clean_estimate.abs().max() for s in sampler(denoiser, start, steps=20, clip=False)]
+        kept = [s.clean_estimate.abs().max() for s in sampler(denoiser, start, steps=20)]
         assert max(free) > 1
         assert max(kept) <= 1
 
@@ -320,7 +318,6 @@ class TestEverySampler:
         def draw(seed: int, count: int = 1, first: int = 0) -> Tensor:
             return sample(
                 denoiser,
-                denoiser.schedule,
                 (8, 9),
                 count=count,
                 sampler=sampler,
@@ -348,7 +345,6 @@ class TestEverySampler:
         options = {"count": 2, "sampler": sampler, "steps": 7}
         filled = sample(
             denoiser,
-            denoiser.schedule,
             (8, 6),
             constraint=KnownPixels(picture, known, jump=2, repeats=2),
             **options,
@@ -356,11 +352,11 @@ class TestEverySampler:
         given = known.expand_as(picture)
         assert torch.equal(filled[given], picture[given])
         assert not torch.isclose(filled, picture)[~given].any()
-        large = sample(denoiser, denoiser.schedule, (24, 18), constraint=LowResolution(picture, 3), **options)
+        large = sample(denoiser, (24, 18), constraint=LowResolution(picture, 3), **options)
         torch.testing.assert_close(F.avg_pool2d(large, 3), picture, atol=1e-5, rtol=0)
 
 
-class Recording(GaussianDenoiser):
+class Recording(GaussianNoise):
     """Keeps what it was asked."""
 
     def __init__(self, schedule: NoiseSchedule):
@@ -386,7 +382,7 @@ def test_noise_is_drawn_at_addresses_that_count_the_visits() -> None:
     drawn: list[tuple[Purpose, int]] = []
     schedule = noise_schedule("cosine", 50)
     path = Visiting(49, 30, 20, 30, 20, 30, 20, -1)
-    list(ddpm(GaussianDenoiser(schedule), START, schedule, noise=Addresses(0), constraint=path))
+    list(ddpm(gaussian_denoiser(schedule), START, noise=Addresses(0), constraint=path))
     down, up = Purpose.SAMPLER, Purpose.START  # visit v of timestep t is 50 v + t; 0 is the start's own
     assert drawn == [(down, 49), (down, 30), (up, 21), (down, 80), (up, 71), (down, 130)]
 
@@ -394,29 +390,30 @@ def test_noise_is_drawn_at_addresses_that_count_the_visits() -> None:
 @pytest.mark.parametrize("sampler", [ddim, dpm_solver, heun])
 def test_the_probability_flow_draws_no_noise(sampler: object) -> None:
     schedule, before = noise_schedule("cosine", 50), torch.get_rng_state()
-    list(sampler(GaussianDenoiser(schedule), START, schedule, steps=5, noise=TorchNoise()))
+    list(sampler(gaussian_denoiser(schedule), START, steps=5, noise=TorchNoise()))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_unless_told_otherwise_samplers_make_their_usual_number_of_calls(denoiser: Denoiser) -> None:
     schedule = noise_schedule("cosine", 100)
-    oracle = GaussianDenoiser(schedule)
-    calls = {name: len(list(sampler(oracle, START, schedule))) for name, sampler in SAMPLERS.items()}
+    oracle = gaussian_denoiser(schedule)
+    calls = {name: len(list(sampler(oracle, START))) for name, sampler in SAMPLERS.items()}
     assert calls == {"ddpm": 100, "ddim": 50, "dpm_solver": 20, "heun": 20}
-    drawn = sample(Denoiser(denoiser.network, schedule), schedule, (4, 4))
-    told = sample(Denoiser(denoiser.network, schedule), schedule, (4, 4), sampler=ddim, steps=50, seed=0)
+    drawn = sample(Denoiser(denoiser.network, schedule), (4, 4))
+    told = sample(Denoiser(denoiser.network, schedule), (4, 4), sampler=ddim, steps=50, seed=0)
     assert torch.equal(drawn, told)
 
 
 def test_the_multistep_solver_forgets_its_history_at_a_jump_back() -> None:
     schedule = noise_schedule("cosine", 50)
-    path, denoiser = [49, 40, 30, 20, 40, 30, 20, -1], Recording(schedule)
-    states = list(dpm_solver(denoiser, START, schedule, noise=Ones(), constraint=Visiting(*path)))
-    assert [t for _, t in denoiser.asked] == [49, 40, 30, 40, 30, 20]
+    path, recording = [49, 40, 30, 20, 40, 30, 20, -1], Recording(schedule)
+    denoiser = Denoiser(recording, schedule)
+    states = list(dpm_solver(denoiser, START, noise=Ones(), constraint=Visiting(*path)))
+    assert [t for _, t in recording.asked] == [49, 40, 30, 40, 30, 20]
     left = schedule.alpha_bar[40] / schedule.alpha_bar[20]  # of the variance, when noise is added again
-    torch.testing.assert_close(denoiser.asked[3][0], left.sqrt() * states[2].image + (1 - left).sqrt())
+    torch.testing.assert_close(recording.asked[3][0], left.sqrt() * states[2].image + (1 - left).sqrt())
     as_ddim = []
-    for (image, t), state in zip(denoiser.asked, states, strict=True):
+    for (image, t), state in zip(recording.asked, states, strict=True):
         before = torch.tensor([-1 if state is states[-1] else schedule.timestep(torch.tensor(state.time))])
         noise = schedule.noise_from_clean(image, torch.tensor([t]), state.clean_estimate)
         step = schedule.add_noise(state.clean_estimate, before, noise)
@@ -427,8 +424,8 @@ def test_the_multistep_solver_forgets_its_history_at_a_jump_back() -> None:
 def test_heun_looks_again_where_a_step_leads() -> None:
     schedule = noise_schedule("cosine", 100)
     odd, even = Recording(schedule), Recording(schedule)
-    list(heun(odd, START, schedule, steps=7))
-    list(heun(even, START, schedule, steps=8))
+    list(heun(Denoiser(odd, schedule), START, steps=7))
+    list(heun(Denoiser(even, schedule), START, steps=8))
     a, b, c, d, _ = log_snr_array(schedule, 4)
     assert [t for _, t in odd.asked] == [a, b, b, c, c, d, d]
     a, b, c, d, e, _ = log_snr_array(schedule, 5)
@@ -441,10 +438,18 @@ def test_heun_is_exact_where_the_clean_estimate_changes_evenly_over_lambda() -> 
 
     class Even(nn.Module):
         def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
-            t = schedule.timestep(time)
-            return schedule.noise_from_clean(noisy, t, (slope * lambdas[t]).view(-1, 1, 1, 1))
+            clean = slope * lambdas[schedule.timestep(time)]
+            return clean.view(-1, 1, 1, 1).expand_as(noisy)
 
-    states = list(heun(Even(), START, schedule, steps=5, clip=False, constraint=Visiting(280, 200, 90, 10)))
+    states = list(
+        heun(
+            Denoiser(Even(), schedule, "x0"),
+            START,
+            steps=5,
+            clip=False,
+            constraint=Visiting(280, 200, 90, 10),
+        )
+    )
     # d(x / sigma) = exp(lambda) clean d(lambda), of which exp(lambda) (clean - slope) is the integral.
     sigma, weight = (1 - schedule.alpha_bar).sqrt(), lambdas.exp() * slope * (lambdas - 1)
     exact = sigma[10] * (START / sigma[280] + weight[10] - weight[280])
@@ -453,7 +458,7 @@ def test_heun_is_exact_where_the_clean_estimate_changes_evenly_over_lambda() -> 
 
 def test_fixed_masks_and_expected_updates_reach_every_call_of_a_sample(denoiser: Denoiser) -> None:
     def draw(firing: Firing, denoiser: Denoiser = denoiser) -> Tensor:
-        return sample(denoiser, denoiser.schedule, (8, 8), steps=6, firing=firing)
+        return sample(denoiser, (8, 8), steps=6, firing=firing)
 
     images = [draw("fresh"), draw("fixed"), draw("expected")]
     assert all(not torch.allclose(a, b, atol=1e-3) for a, b in itertools.combinations(images, 2))
@@ -464,5 +469,5 @@ def test_fixed_masks_and_expected_updates_reach_every_call_of_a_sample(denoiser:
 
 def test_sampling_leaves_torchs_generator_alone(denoiser: Denoiser) -> None:
     before = torch.get_rng_state()
-    sample(denoiser, denoiser.schedule, (8, 8), steps=3, sampler=ddpm)
+    sample(denoiser, (8, 8), steps=3, sampler=ddpm)
     assert torch.equal(torch.get_rng_state(), before)

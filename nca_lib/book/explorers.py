@@ -63,21 +63,20 @@ def noise_explorer(images: Tensor, timesteps: int = 300) -> Explorer | HTML:
     return explore(controls, frames, alt, 0)
 
 
-def sampler_explorer(model: Denoiser, size: tuple[int, int], channels: int = 3) -> Explorer | HTML:
+def sampler_explorer(model: Denoiser, size: tuple[int, int]) -> Explorer | HTML:
     """Watch a sampler at work: the noisy image on the left, the denoiser's clean estimate on the right.
 
     Args:
         model: a trained denoiser.
         size: (height, width) of the images.
-        channels: of the images.
     """
 
     def frames(sampler: str, steps: int, seed: int) -> Iterator[Tensor]:
         noise = CounterNoise(seed)
-        start = noise.normal(torch.empty(1, channels, *size), Purpose.START, 0)
+        start = noise.normal(torch.empty(1, model.image_channels, *size), Purpose.START, 0)
         own = sharing_weights(model)
         with firing_from(own, noise):
-            for state in SAMPLERS[sampler](own, start, own.schedule, steps=steps, noise=noise):
+            for state in SAMPLERS[sampler](own, start, steps=steps, noise=noise):
                 yield torch.cat([state.image[0].clamp(-1, 1), state.clean_estimate[0]], dim=2)
 
     controls = {
@@ -88,13 +87,13 @@ def sampler_explorer(model: Denoiser, size: tuple[int, int], channels: int = 3) 
     return explore(controls, frames, "a sample, and the clean estimate beside it", 480)
 
 
-def size_explorer(model: Denoiser, channels: int = 3) -> Explorer | HTML:
+def size_explorer(model: Denoiser) -> Explorer | HTML:
     """Sample canvases of any height, width and shape from the same weights, watching the clean estimate.
 
     Args:
         model: a trained denoiser that takes all sizes.
-        channels: of the images.
     """
+    channels = model.image_channels
 
     def frames(shape: Shape, height: int, width: int, steps: int, seed: int) -> Iterator[Tensor]:
         noise, inside = CounterNoise(seed), shape_mask(shape, height, width)
@@ -102,9 +101,7 @@ def size_explorer(model: Denoiser, channels: int = 3) -> Explorer | HTML:
         start = noise.normal(torch.empty(1, channels, height, width), Purpose.START, 0)
         own = sharing_weights(model)
         with firing_from(own, noise):
-            for state in SAMPLERS["ddim"](
-                own, start, own.schedule, steps=steps, noise=noise, constraint=canvas
-            ):
+            for state in SAMPLERS["ddim"](own, start, steps=steps, noise=noise, constraint=canvas):
                 yield state.clean_estimate[0].where(inside, torch.ones(()))
 
     controls = {
@@ -135,7 +132,7 @@ def inpainting_painter(model: Denoiser, image: Tensor) -> Explorer | HTML:
         start = noise.normal(image[None], Purpose.START, 0)
         own = sharing_weights(model)
         with firing_from(own, noise):
-            for state in ddpm(own, start, own.schedule, steps=steps, noise=noise, constraint=constraint):
+            for state in ddpm(own, start, steps=steps, noise=noise, constraint=constraint):
                 filled = torch.where(hole, state.clean_estimate[0], image)
                 yield torch.cat([*shown, filled], dim=2), f"{state.step} denoiser calls."
 

@@ -106,9 +106,7 @@ def _diffusion(model: Denoiser, steps: int) -> dict[str, Any]:
     start = noise.normal(torch.empty(1, channels, height, width), Purpose.START, 0)
     with firing_from(model, noise), torch.no_grad():
         output = network(start, model.schedule.time(torch.tensor([last])))
-    image = sample(
-        model, model.schedule, (height, width), channels=channels, sampler=ddim, steps=steps, seed=GOLDEN_SEED
-    )
+    image = sample(model, (height, width), sampler=ddim, steps=steps, seed=GOLDEN_SEED)
     return {
         "kind": "diff-nca",
         "channels": network.channels,

@@ -28,7 +28,6 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from nca_lib.baselines import VNCA
 from nca_lib.data.images import Images, Split
 from nca_lib.devices import best_device
 from nca_lib.diffusion import Denoiser
@@ -360,25 +359,20 @@ def generator(
     """
     if sampler not in SAMPLERS:
         raise EvaluationError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    if not isinstance(model, VNCA | Denoiser):
-        raise EvaluationError(f"a {type(model).__name__} draws no images; evaluate a Denoiser or a VNCA")
     size, device = (like.size, like.size), next(model.parameters()).device
 
     def generate(first: int, count: int) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            if isinstance(model, VNCA):
-                return model.sample(size, count=count, seed=seed, first_sample=first).float()
-            return sample(
+            images = sample(
                 model,
-                model.schedule,
                 size,
                 count=count,
-                channels=like.channels,
                 sampler=SAMPLERS[sampler],
                 steps=steps,
                 seed=seed,
                 first_sample=first,
             )
+        return images.float()
 
     return generate
 
@@ -389,7 +383,7 @@ def _model_recipe(
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    prior = isinstance(model, VNCA)
+    prior = not isinstance(model, Denoiser)
     return {
         "experiment": experiment.name,
         "data": dict(experiment.data),

@@ -31,12 +31,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.utils import make_grid, save_image
 
 from nca_lib import weights
-from nca_lib.baselines import VNCA
-from nca_lib.devices import computes_bf16
-from nca_lib.diff_nca import DiffNCA, compile_step
+from nca_lib.devices import compile_step, computes_bf16
+from nca_lib.diff_nca import DiffNCA
+from nca_lib.diffusion import Denoiser
 from nca_lib.evaluation.evaluate import evaluate_model, generator
 from nca_lib.experiments.settings import Experiment, ExperimentError, matrices
 from nca_lib.experiments.training import snapshot_steps, train
+from nca_lib.samplers import sample
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _measured(
     model, data = weights.load(place / f"{stage}.safetensors", device), entry.build_data("test")
     measured = {
         **weights.record(place / f"{stage}.safetensors"),
-        "operations": operations(model, data.channels, data.size),
+        "operations": operations(model, data.size),
     }
     if not matrix.evaluation:
         return measured
@@ -178,7 +179,7 @@ def _measured(
     return measured | evaluate_model(model, entry, folder=folder, device=device, **options)
 
 
-def operations(model: nn.Module, channels: int, size: int) -> float:
+def operations(model: nn.Module, size: int) -> float:
     """Floating-point operations of one network call on one image (a multiply-add counts as two).
 
     Of an automaton they are those of the literal computation, as published. For VNCA it is the whole image:
@@ -190,11 +191,11 @@ def operations(model: nn.Module, channels: int, size: int) -> float:
             module.fast = False
     parameter = next(model.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        if isinstance(model, VNCA):
-            model.sample((size, size))
+        if isinstance(model, Denoiser):
+            noisy = torch.zeros(1, model.image_channels, size, size, device=parameter.device)
+            model.network(noisy, torch.full((1,), 0.5, device=parameter.device))
         else:
-            noisy = torch.zeros(1, channels, size, size, device=parameter.device)
-            model(noisy, torch.full((1,), 0.5, device=parameter.device))
+            sample(model, (size, size))
     return float(counter.get_total_flops())
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from nca_lib.baselines import VNCA
 from nca_lib.data.images import Stream
-from nca_lib.diff_nca import compile_step
+from nca_lib.devices import compile_step
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.experiments.growing import GrowingTask
 from nca_lib.experiments.settings import Experiment, ExperimentError
@@ -140,8 +140,7 @@ class DiffusionTask(_ImageTask):
         """Eight samples by 25 DDIM steps, always from the same noise."""
         assert isinstance(model, Denoiser)
         size = (self.data.size, self.data.size)
-        images = sample(model, model.schedule, size, count=8, channels=self.data.channels, steps=25)
-        return images / 2 + 0.5
+        return sample(model, size, count=8, steps=25) / 2 + 0.5
 
 
 def _teacher(experiment: Experiment) -> Denoiser:

@@ -20,8 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
-from nca_lib.devices import best_device, computes_bf16, hardware
-from nca_lib.diff_nca import compile_step
+from nca_lib.devices import best_device, compile_step, computes_bf16, hardware
 from nca_lib.experiments.optimizers import optimizers_of
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import Task, task_of

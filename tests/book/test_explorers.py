@@ -50,7 +50,7 @@ def test_every_explorer_draws_its_first_picture() -> None:
     grower = nca_lib.load("growing-grow")
     tissue.network.steps = 1
     for shown in (
-        widgets.sampler_explorer(digits, (8, 8), channels=1),
+        widgets.sampler_explorer(digits, (8, 8)),
         widgets.size_explorer(tissue),
         widgets.growing_player(grower, size=16, steps=80),
     ):

@@ -171,9 +171,7 @@ def test_samples_equal_pytorchs(kind: str, sampler: str, eta: int) -> None:
     console.log(JSON.stringify([text(frame.image), frame.call]));
     """
     image, calls = node(script, model=export(model), eta=eta)
-    expected = sample(
-        copy, copy.schedule, (9, 14), channels=channels, sampler=SAMPLERS[sampler], steps=12, seed=5
-    )
+    expected = sample(copy, (9, 14), sampler=SAMPLERS[sampler], steps=12, seed=5)
     assert calls == 12
     torch.testing.assert_close(array(image, 9, 14, channels), expected[0], atol=PARITY, rtol=0)
 
@@ -198,9 +196,7 @@ def test_a_filled_hole_equals_the_librarys_and_keeps_what_is_known() -> None:
     assert torch.equal(filled[:, known[0, 0]], picture[0][:, known[0, 0]])
     assert calls == promised > 10
     copy, edit = rounded(model), KnownPixels(picture, known, jump=3, repeats=2)
-    expected = sample(
-        copy, copy.schedule, (12, 10), sampler=SAMPLERS["ddpm"], steps=10, seed=2, constraint=edit
-    )
+    expected = sample(copy, (12, 10), sampler=SAMPLERS["ddpm"], steps=10, seed=2, constraint=edit)
     torch.testing.assert_close(filled, expected[0], atol=PARITY, rtol=0)
 
 

@@ -478,7 +478,7 @@ def test_images_are_drawn_by_the_sampler_asked_for(name: str) -> None:
     model, options = tiny("diff-nca").build_model(), {"steps": 4, "seed": 7, "first_sample": 2}
     drawn = generator(model, Digits(8), name, 4, 7)(2, 3)
     images = {
-        other: sample(model, model.schedule, (8, 8), count=3, channels=1, sampler=sampler, **options)
+        other: sample(model, (8, 8), count=3, sampler=sampler, **options)
         for other, sampler in SAMPLERS.items()
     }
     assert [other for other, image in images.items() if torch.equal(image, drawn)] == [name]

@@ -86,7 +86,7 @@ def test_every_shipped_experiment_trains_samples_and_is_read_back(
         images = model.sample((16, 16), count=2)
     else:
         size = (8, 8) if kind == "mlp" else (16, 16)
-        images = sample(model, model.schedule, size, count=2, channels=channels, steps=2)  # type: ignore[arg-type]
+        images = sample(model, size, count=2, steps=2)
     assert images.shape[:2] == (2, channels)
     assert images.isfinite().all()
 
@@ -289,14 +289,14 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     denoiser = Denoiser(network, noise_schedule("cosine", 10))
     embedding = 8 * 256 + 256 * 4
     cell = 9 * 12 * 8 + 20 * 16 + 16 * 8
-    assert matrix.operations(denoiser, 3, 10) == 2 * 3 * (embedding + 100 * cell)
+    assert matrix.operations(denoiser, 10) == 2 * 3 * (embedding + 100 * cell)
 
 
 def test_the_published_models_cost_what_is_published() -> None:
     # Published are 38.7 and 10.4 GFLOP, without the nets of the conditioning: none here, and no position.
     options: dict[str, Any] = {"modulation": False, "position": False, "update_probability": 1}
     image, both = (kind(96, 512, 20, **options) for kind in (DiffNCA, FourierDiffNCA))
-    cost = [matrix.operations(Denoiser(m, noise_schedule("cosine", 10)), 3, 64) for m in (image, both)]
+    cost = [matrix.operations(Denoiser(m, noise_schedule("cosine", 10)), 64) for m in (image, both)]
     assert cost[0] == pytest.approx(38.7e9, rel=0.01)
     assert cost[1] - cost[0] == pytest.approx(10.4e9, rel=0.02)
 
