@@ -21,8 +21,9 @@ from torch import nn
 from nca_lib import weights
 from nca_lib.data.images import DataError
 from nca_lib.diffusion import Denoiser
-from nca_lib.experiments import settings as experiments
-from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.experiments import files, settings
+from nca_lib.experiments.files import ExperimentError
+from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import SAMPLERS
 from nca_lib.weights import WeightsError
 
@@ -265,8 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     keys = "\n".join(
-        f"  --{key} {getattr(hint, '__name__', str(hint)).replace('typing.', '')}\n      {meaning}"
-        for key, (hint, meaning) in experiments.fields().items()
+        f"  --{key} {values}\n      {meaning}" for key, (values, meaning) in settings.fields().items()
     )
     train = commands.add_parser(
         "train",
@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"any key of the experiment can be overridden:\n  --model.KEY, --data.KEY\n{keys}",
     )
-    train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(experiments.names())}")
+    train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(files.names())}")
     train.add_argument("--out", help="folder of the run (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     train.add_argument("--minutes", type=float, help="stop by the clock, the learning rate scaled to it")
@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     run = commands.add_parser("run", help="train and evaluate a matrix of experiments, what is not yet done")
-    run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(experiments.matrices())}")
+    run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(files.matrices())}")
     run.add_argument("--minutes", type=float, help="train each entry for this long")
     run.add_argument("--only", nargs="+", metavar="ENTRY", help="run these entries only")
     run.add_argument("--out", default="runs", help="each entry trains in OUT/NAME (default runs)")

@@ -12,10 +12,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from nca_lib.noise import Noise, Probability, TorchNoise
+from nca_lib.noise import Noise, TorchNoise
 
 ALPHA = 3  # channels 0..2 are red, green and blue (premultiplied), 3 is opacity
 
@@ -80,9 +79,9 @@ class GrowingNCA(nn.Module):
 
     def __init__(
         self,
-        channels: PositiveInt = 16,
-        hidden: PositiveInt = 128,
-        update_probability: Probability = 0.5,
+        channels: int = 16,
+        hidden: int = 128,
+        update_probability: float = 0.5,
         perception: Literal["fixed", "learned"] = "fixed",
     ):
         super().__init__()

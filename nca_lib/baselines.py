@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -49,7 +48,7 @@ class UNet(nn.Module):
         ValueError: diffusers is not installed; `size` is none of these.
     """
 
-    def __init__(self, size: UNetSize = "M", image_channels: PositiveInt = 3):
+    def __init__(self, size: UNetSize = "M", image_channels: int = 3):
         super().__init__()
         if size not in UNET_SIZES:
             raise ValueError(f"unknown UNet size {size!r}; choose one of {', '.join(UNET_SIZES)}")
@@ -151,14 +150,7 @@ class VNCA(nn.Module):
 
     steps = 8  # after the start and after each doubling
 
-    def __init__(
-        self,
-        size: PositiveInt = 64,
-        image_channels: PositiveInt = 3,
-        *,
-        latent: PositiveInt = 256,
-        hidden: PositiveInt = 256,
-    ):
+    def __init__(self, size: int = 64, image_channels: int = 3, *, latent: int = 256, hidden: int = 256):
         super().__init__()
         if size < 8 or size & (size - 1):
             raise ValueError(

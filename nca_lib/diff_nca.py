@@ -13,13 +13,12 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.fast import CellWeights, Net, fast_rollout, fast_step
-from nca_lib.noise import Noise, Probability, TorchNoise
+from nca_lib.noise import Noise, TorchNoise
 
 EMBEDDING = 4  # channels that tell a cell where and when it is
 
@@ -222,12 +221,12 @@ class DiffNCA(nn.Module):
 
     def __init__(
         self,
-        channels: PositiveInt = 96,
-        hidden: PositiveInt = 512,
-        steps: PositiveInt = 20,
+        channels: int = 96,
+        hidden: int = 512,
+        steps: int = 20,
         *,
-        update_probability: Probability = 0.9,
-        image_channels: PositiveInt = 3,
+        update_probability: float = 0.9,
+        image_channels: int = 3,
         encoding: Encoding = "reference",
         norm: Norm = "cell",
         weight_norm: bool = True,

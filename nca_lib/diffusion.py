@@ -14,7 +14,6 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 Target = Literal["epsilon", "x0", "v"]
@@ -244,7 +243,7 @@ class MLP(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, size: PositiveInt = 8, channels: PositiveInt = 1, width: PositiveInt = 256):
+    def __init__(self, size: int = 8, channels: int = 1, width: int = 256):
         super().__init__()
         self.image_channels = channels
         values = channels * size * size

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
-from nca_lib.noise import Probability
 
 Window = Literal["quadrant", "half_plane"]
 
@@ -98,15 +96,15 @@ class FourierDiffNCA(DiffNCA):
 
     def __init__(
         self,
-        channels: PositiveInt = 96,
-        hidden: PositiveInt = 512,
-        steps: PositiveInt = 20,
+        channels: int = 96,
+        hidden: int = 512,
+        steps: int = 20,
         *,
-        frequencies: PositiveInt = 16,
+        frequencies: int = 16,
         window: Window = "quadrant",
-        spectrum_steps: PositiveInt | None = None,
-        update_probability: Probability = 0.9,
-        image_channels: PositiveInt = 3,
+        spectrum_steps: int | None = None,
+        update_probability: float = 0.9,
+        image_channels: int = 3,
         encoding: Encoding = "reference",
         norm: Norm = "cell",
         weight_norm: bool = True,

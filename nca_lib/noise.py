@@ -18,15 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 _WORD = 0xFFFFFFFF
-
-Probability = Annotated[float, Field(gt=0, le=1)]  # checked where it is a setting
 
 
 class Purpose(IntEnum):

@@ -117,8 +117,9 @@ name = "one"
 count = 120
 steps = 2
 [[entry]]
-experiment = "digits-mlp"
-overrides = { "training.steps" = 2, "training.compile" = false, "model.width" = 8 }
+base = "digits-mlp"
+training = { steps = 2, compile = false }
+model.width = 8
 """
 
 

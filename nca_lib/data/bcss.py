@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import PositiveInt
 from torch import Tensor
 
 from nca_lib.data.images import (
@@ -49,8 +48,8 @@ class BCSS:
     def __init__(
         self,
         root: str,
-        size: PositiveInt = 64,
-        downscale: PositiveInt = 4,
+        size: int = 64,
+        downscale: int = 4,
         orientations: Orientations = 1,
         held_out: Literal["patients", "institutions"] = "patients",
         split: Split = "train",

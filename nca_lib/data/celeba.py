@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
-from pydantic import PositiveInt
 from torch import Tensor
 
 from nca_lib.data.images import DataError, Split, listing_hash, open_rgb, to_float
@@ -47,9 +46,7 @@ class CelebA:
 
     channels = 3
 
-    def __init__(
-        self, root: str = "data", size: PositiveInt = 64, download: bool = False, split: Split = "train"
-    ):
+    def __init__(self, root: str = "data", size: int = 64, download: bool = False, split: Split = "train"):
         self.size = size
         base = Path(root).expanduser() / "celeba"  # where torchvision keeps it
         if download:

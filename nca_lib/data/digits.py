@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor
 
 from nca_lib.data.images import Split, hash_of
@@ -22,7 +21,7 @@ class Digits:
 
     channels = 1
 
-    def __init__(self, size: PositiveInt = 8, split: Split = "train"):
+    def __init__(self, size: int = 8, split: Split = "train"):
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -22,7 +22,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from nca_lib.data.images import Split
@@ -187,7 +186,7 @@ class Faces:
 
     channels = 3
 
-    def __init__(self, size: PositiveInt = 64, split: Split = "train"):
+    def __init__(self, size: int = 64, split: Split = "train"):
         self.size, self.split = size, split
 
     def __len__(self) -> int:

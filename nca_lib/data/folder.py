@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from pydantic import PositiveInt
 from torch import Tensor
 
 from nca_lib.data.images import DataError, Orientations, Split, random_crop, to_float
@@ -42,8 +41,8 @@ class Folder:
     def __init__(
         self,
         path: str,
-        size: PositiveInt = 64,
-        downscale: PositiveInt = 1,
+        size: int = 64,
+        downscale: int = 1,
         fit: Literal["crop", "resize"] = "crop",
         orientations: Orientations = 8,
         split: Split = "train",

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import PositiveInt
 from torch import Tensor
 
 from nca_lib.data.images import DataError, Split, hash_of, to_float, turned
@@ -38,7 +37,7 @@ class Tissue:
     held_out = ((0, 3), (1, 0), (2, 0), (3, 1))  # row and column of each block
     guard = 8
 
-    def __init__(self, size: PositiveInt = 64, downscale: PositiveInt = 1, split: Split = "train"):
+    def __init__(self, size: int = 64, downscale: int = 1, split: Split = "train"):
         from skimage.data import immunohistochemistry
 
         self.photo, self.size = F.avg_pool2d(to_float(immunohistochemistry()), downscale), size

@@ -10,21 +10,19 @@
     steps = 20000
 
 `model` and `data` take, besides `kind`, the arguments of that class; every other key is a field of a
-dataclass below. Unknown keys, values of the wrong type and numbers out of range are refused by name.
+dataclass below. A file may begin with another one, see [`nca_lib.experiments.files`][]. Unknown keys, values
+of the wrong type and numbers out of range are refused by name. What is none by default can be set to
+`"none"` again, in a file or on the command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
-import tomllib
-from collections.abc import Mapping
-from dataclasses import field
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Required, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Required, Self, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 from pydantic import (
@@ -37,102 +35,63 @@ from pydantic import (
     with_config,
 )
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from torch import nn
 from typing_extensions import TypedDict
 
-from nca_lib.automaton import GrowingNCA
-from nca_lib.baselines import VNCA, UNet
-from nca_lib.data.bcss import BCSS
-from nca_lib.data.celeba import CelebA
-from nca_lib.data.digits import Digits
-from nca_lib.data.faces import Faces
-from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images, Split
-from nca_lib.data.tissue import Tissue
-from nca_lib.diff_nca import DiffNCA
-from nca_lib.diffusion import MLP, Denoiser, ScheduleName, Target, Weighting, noise_schedule
-from nca_lib.fourier import FourierDiffNCA
-
-MODELS: dict[str, type[nn.Module]] = {
-    "diff-nca": DiffNCA,
-    "fourier-diff-nca": FourierDiffNCA,
-    "unet": UNet,
-    "vnca": VNCA,
-    "mlp": MLP,
-    "growing-nca": GrowingNCA,
-}
-DATASETS: dict[str, type[Images]] = {
-    "tissue": Tissue,
-    "digits": Digits,
-    "faces": Faces,
-    "celeba": CelebA,
-    "bcss": BCSS,
-    "folder": Folder,
-}
-
-
-class ExperimentError(ValueError):
-    """An experiment that cannot be run; the message names the key and what would be right."""
-
+from nca_lib.diffusion import Denoiser, ScheduleName, Target, Weighting, noise_schedule
+from nca_lib.experiments.files import ExperimentError, Layer, layers_of, merged, nested
+from nca_lib.experiments.kinds import DATASETS, KINDS, MODELS, arguments
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: true is no number
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"  # leads nowhere else as a path, and is not hidden
 
-# The name of a folder and of files: nothing that leads elsewhere or hides.
-Name = Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")]
-# In TOML and on the command line, which have no null.
-Unset = BeforeValidator(lambda value: None if value == "none" else value)
+Unset = BeforeValidator(lambda value: None if value == "none" else value)  # TOML has no null
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Diffusion:
-    """The diffusion process; unused by growing automata."""
+    """The diffusion process; unused by growing automata and VNCA."""
 
-    schedule: Annotated[
-        ScheduleName,
-        Field(description="noise schedule: cosine ends in pure noise, linear (the older scripts) does not"),
-    ] = "cosine"
-    timesteps: Annotated[int, Field(ge=2, description="T, the number of noise levels")] = 300
-    target: Annotated[
-        Target,
-        Field(
-            description="what the network predicts: epsilon as published; v keeps colours steady where noise is "
-            "strong"
-        ),
-    ] = "epsilon"
-    weighting: Annotated[
-        Weighting,
-        Field(
-            description="of the loss over noise levels: uniform as published, or min_snr (Hang et al. 2023, "
-            "gamma = 5)"
-        ),
-    ] = "uniform"
+    schedule: ScheduleName = Field(
+        default="cosine",
+        description="noise schedule: cosine ends in pure noise, linear (the older scripts) does not",
+    )
+    timesteps: int = Field(default=300, ge=2, description="T, the number of noise levels")
+    target: Target = Field(
+        default="epsilon",
+        description="what the network predicts: epsilon as published; v keeps colours where noise is strong",
+    )
+    weighting: Weighting = Field(
+        default="uniform",
+        description="of the loss over noise levels: uniform as published, or min_snr (Hang et al. 2023)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Growing:
-    """What a growing automaton is trained for; unused by diffusion models."""
+    """What a growing automaton is trained for; unused by other models."""
 
-    regime: Annotated[
-        Literal["grow", "persist", "regenerate"],
-        Field(
-            description="grow from the seed only; persist adds the sample pool; regenerate adds damage to it"
-        ),
-    ] = "regenerate"
-    picture: Annotated[
-        str, Field(description="the target: the name of a built-in picture, or the path of an RGBA image")
-    ] = "ladybird"
-    size: Annotated[int, Field(ge=2, description="height and width of the grid, cells")] = 40
-    pool: Annotated[int, Field(ge=1, description="states kept in the sample pool, at least a batch")] = 256
-    min_rollout: Annotated[int, Field(ge=1, description="fewest automaton steps between seed and loss")] = 64
-    max_rollout: Annotated[int, Field(ge=1, description="most automaton steps between seed and loss")] = 96
+    regime: Literal["grow", "persist", "regenerate"] = Field(
+        default="regenerate",
+        description="grow from the seed only; persist adds the sample pool; regenerate adds damage to it",
+    )
+    picture: str = Field(
+        default="ladybird",
+        description="the target: the name of a built-in picture, or the path of an RGBA image",
+    )
+    size: int = Field(default=40, ge=2, description="height and width of the grid, cells")
+    pool: int = Field(default=256, ge=1, description="states kept in the sample pool, at least a batch")
+    min_rollout: int = Field(default=64, ge=1, description="fewest automaton steps between seed and loss")
+    max_rollout: int = Field(default=96, ge=1, description="most automaton steps between seed and loss")
 
     @model_validator(mode="after")
-    def _ordered(self) -> Growing:
-        if self.min_rollout > self.max_rollout:
-            raise ValueError(
-                f"growing.min_rollout: {self.min_rollout} is more than max_rollout, {self.max_rollout}"
-            )
+    def _ordered(self) -> Self:
+        least, most = self.min_rollout, self.max_rollout
+        if least > most:
+            raise ValueError(f"growing.min_rollout: {least} is more than growing.max_rollout, {most}")
         return self
 
 
@@ -140,87 +99,93 @@ class Growing:
 class Training:
     """How long, how fast, and what is written on the way."""
 
-    steps: Annotated[int, Field(ge=0, description="optimiser steps; 0 does not train")] = 200_000
-    minutes: Annotated[
-        float | None,
-        Unset,
-        Field(gt=0, description="stop by the clock instead, with the learning rate scaled to it"),
-    ] = None
-    batch: Annotated[int, Field(ge=1, description="images per step")] = 16
-    optimizer: Annotated[
-        Literal["adam", "muon"],
-        Field(
-            description="adam, as published; or muon on kernels and adam on the rest, which learns from fewer "
-            "images"
-        ),
-    ] = "adam"
-    learning_rate: Annotated[float, Field(gt=0, description="peak learning rate of Adam")] = 1.6e-3
-    muon_learning_rate: Annotated[float, Field(gt=0, description="peak learning rate of Muon")] = 0.02
-    beta2: Annotated[
-        float, Field(ge=0, lt=1, description="Adam's second-moment decay (the first is 0.9)")
-    ] = 0.99
-    decay: Annotated[
-        Literal["cosine", "reference"],
-        Field(description="cosine to zero after a warm-up; or 0.9999 per step, as published"),
-    ] = "cosine"
-    warmup: Annotated[
-        int, Field(ge=1, description="steps over which the cosine schedule's learning rate rises from zero")
-    ] = 100
-    clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
-    ema: Annotated[
-        float,
-        Field(
-            ge=0,
-            lt=1,
-            description="decay of the averaged weights, warmed up as min(decay, (1+n)/(10+n)); published: 0.99",
-        ),
-    ] = 0.999
-    bf16: Annotated[bool, Field(description="mixed precision where the device computes bf16 natively")] = True
-    compile: Annotated[
-        bool,
-        Field(description="compile the automaton's step with torch.compile where a C++ compiler is present"),
-    ] = True
-    # NumPy's generators take no negative seeds, torch's none above 64 bits.
-    seed: Annotated[int, Field(ge=0, lt=2**63, description="of initialisation, data order and noise")] = 0
-    workers: Annotated[
-        int, Field(ge=0, description="processes that read images; 0 reads in the training process")
-    ] = 0
-    log_every: Annotated[
-        int, Field(ge=1, description="steps between progress lines and TensorBoard points")
-    ] = 50
-    save_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 500
-    sample_every: Annotated[int, Field(ge=1, description="steps between sample grids")] = 2000
-    snapshots: Annotated[
-        int,
-        Field(ge=0, description="also keep the averaged weights at 1/2, 1/4, ... of the steps, this often"),
-    ] = 0
-    init_from: Annotated[
-        str | None,
-        Unset,
-        Field(description="start from these trained weights (a shipped name or a .safetensors file)"),
-    ] = None
-    teacher: Annotated[
-        str | None,
-        Unset,
-        Field(description="learn what these trained weights predict, instead of what is true: distillation"),
-    ] = None
+    steps: int = Field(
+        default=200_000, ge=0, description="optimiser steps; 0 keeps the weights of init_from as they are"
+    )
+    minutes: Annotated[float | None, Field(gt=0), Unset] = Field(
+        default=None, description="stop by the clock instead, with the learning rate scaled to it"
+    )
+    batch: int = Field(default=16, ge=1, description="images per step")
+    optimizer: Literal["adam", "muon"] = Field(
+        default="adam",
+        description="adam as published; muon on kernels, adam on the rest, learns from fewer images",
+    )
+    learning_rate: float = Field(default=1.6e-3, gt=0, description="peak learning rate of Adam")
+    muon_learning_rate: float = Field(default=0.02, gt=0, description="peak learning rate of Muon")
+    beta2: float = Field(
+        default=0.99, ge=0, lt=1, description="Adam's second-moment decay (the first is 0.9)"
+    )
+    decay: Literal["cosine", "reference"] = Field(
+        default="cosine", description="cosine to zero after a warm-up; or 0.9999 per step, as published"
+    )
+    warmup: int = Field(
+        default=100, ge=1, description="steps over which the cosine schedule's learning rate rises from zero"
+    )
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="decay of the averaged weights, warmed up as min(decay, (1+n)/(10+n)); published: 0.99",
+    )
+    bf16: bool = Field(default=True, description="mixed precision where the device computes bf16 natively")
+    compile: bool = Field(
+        default=True,
+        description="compile the automaton's step with torch.compile where a C++ compiler is present",
+    )
+    # NumPy's generators take no negative seeds, torch's none of more than 64 bits.
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of initialisation, data order and noise")
+    workers: int = Field(
+        default=0, ge=0, le=256, description="processes that read images; 0 reads in the training process"
+    )
+    log_every: int = Field(
+        default=50, ge=1, description="steps between progress lines and TensorBoard points"
+    )
+    save_every: int = Field(default=500, ge=1, description="steps between checkpoints")
+    sample_every: int = Field(default=2000, ge=1, description="steps between sample grids")
+    snapshots: int = Field(
+        default=0,
+        ge=0,
+        description="also keep the averaged weights at 1/2, 1/4, ... of the steps, this often",
+    )
+    init_from: Annotated[str | None, Field(min_length=1), Unset] = Field(
+        default=None, description="start from these trained weights (a shipped name or a .safetensors file)"
+    )
+    teacher: Annotated[str | None, Field(min_length=1), Unset] = Field(
+        default=None,
+        description="learn what these trained weights predict, instead of what is true: distillation",
+    )
+
+    @model_validator(mode="after")
+    def _trains_or_is_trained(self) -> Self:
+        if self.steps == 0 and self.init_from is None:
+            raise ValueError("training.steps: 0 trains nothing, which takes weights from training.init_from")
+        return self
 
 
-SECTIONS = {"diffusion": Diffusion, "growing": Growing, "training": Training}
+SECTIONS: dict[str, Any] = {"diffusion": Diffusion, "growing": Growing, "training": Training}
+
+# A model's and a data set's plain numbers are counts and probabilities. Others say their range themselves.
+RANGES: dict[Any, Any] = {
+    int: Annotated[int, Field(ge=1)],
+    int | None: Annotated[int | None, Field(ge=1), Unset],
+    float: Annotated[float, Field(gt=0, le=1)],
+}
 
 
-def _table_of(kind: str, build: Any) -> Any:
-    """The type of a [model] or [data] table: `kind`, and the arguments of the class but the split."""
-    hints = get_type_hints(build.__init__, include_extras=True)
-    parameters = inspect.signature(build).parameters.values()
-    keys = {p.name: Required[hints[p.name]] if p.default is p.empty else hints[p.name] for p in parameters}
-    keys.pop("split", None)
-    return with_config(CHECKED)(TypedDict(kind, {"kind": Literal[kind], **keys}, total=False))  # type: ignore[operator]
+def _table_of(kind: str, build: type) -> Any:
+    """The type of a [model] or [data] table: `kind`, and the arguments of its class."""
+    hints = get_type_hints(build.__init__, include_extras=True)  # type: ignore[misc]
+    keys: dict[str, Any] = {"kind": Literal[kind]}
+    for name, parameter in arguments(build).items():
+        hint = RANGES.get(hints[name], hints[name])
+        keys[name] = Required[hint] if parameter.default is parameter.empty else hint
+    return with_config(CHECKED)(TypedDict(kind, keys, total=False))  # type: ignore[operator]
 
 
 TABLES = {
     section: {kind: _table_of(kind, build) for kind, build in kinds.items()}
-    for section, kinds in (("model", MODELS), ("data", DATASETS))
+    for section, kinds in KINDS.items()
 }
 
 
@@ -230,9 +195,9 @@ def _table(section: str) -> GetPydanticSchema:
     return GetPydanticSchema(lambda _, handler: handler.generate_schema(by_kind))
 
 
-def _built(section: str) -> BeforeValidator:
+def _section(name: str) -> BeforeValidator:
     # Strictness would take instances only.
-    build: Any = SECTIONS[section]
+    build = SECTIONS[name]
     return BeforeValidator(lambda value: build(**value) if isinstance(value, Mapping) else value)
 
 
@@ -240,27 +205,23 @@ def _built(section: str) -> BeforeValidator:
 class Experiment:
     """Everything that decides a training run."""
 
-    name: Annotated[
-        Name, Field(description="names the run's folder and its weights: letters, digits, '.', '_' and '-'")
-    ]
-    model: Annotated[
-        Mapping[str, Any],
-        _table("model"),
-        Field(description="kind (a key of `MODELS`) and the arguments of that class"),
-    ] = field(default_factory=lambda: {"kind": "diff-nca"})
-    data: Annotated[
-        Mapping[str, Any],
-        _table("data"),
-        Field(
-            description="kind (a key of `DATASETS`) and the arguments of that class; unused by growing automata"
-        ),
-    ] = field(default_factory=lambda: {"kind": "tissue"})
-    diffusion: Annotated[Diffusion, _built("diffusion")] = Diffusion()
-    growing: Annotated[Growing, _built("growing")] = Growing()
-    training: Annotated[Training, _built("training")] = Training()
+    name: str = Field(
+        pattern=NAME, description="of the run's folder and its weights: letters, digits, '.', '_' and '-'"
+    )
+    model: Annotated[Mapping[str, Any], _table("model")] = Field(
+        default_factory=lambda: {"kind": "diff-nca"},
+        description="kind (a key of `MODELS`) and the arguments of that class",
+    )
+    data: Annotated[Mapping[str, Any], _table("data")] = Field(
+        default_factory=lambda: {"kind": "tissue"},
+        description="kind (a key of `DATASETS`) and the arguments of that class; unused by growing automata",
+    )
+    diffusion: Annotated[Diffusion, _section("diffusion")] = Diffusion()
+    growing: Annotated[Growing, _section("growing")] = Growing()
+    training: Annotated[Training, _section("training")] = Training()
 
     @model_validator(mode="after")
-    def _pool_holds_a_batch(self) -> Experiment:
+    def _pool_holds_a_batch(self) -> Self:
         batch, pool = self.training.batch, self.growing.pool
         if self.model["kind"] == "growing-nca" and batch > pool:
             raise ValueError(f"growing.pool: {pool} states are fewer than training.batch, {batch}")
@@ -284,23 +245,14 @@ class Experiment:
         """Read a TOML file, or a shipped experiment by its name; `overrides` has dotted keys.
 
         Raises:
-            ExperimentError: no such experiment, not TOML, or a bad key or value.
+            ExperimentError: no such experiment or base, not TOML, or a bad key or value.
         """
-        path = Path(source)
-        if path.suffix != ".toml":
-            path = Path(str(resources.files("nca_lib") / "experiments" / "recipes" / f"{source}.toml"))
-        if not path.is_file():
-            raise ExperimentError(
-                f"no experiment {str(source)!r}; give a .toml file or one of: {', '.join(names())}"
-            )
-        try:
-            mapping = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise ExperimentError(f"{path}: not valid TOML: {error}") from error
-        for dotted, value in (overrides or {}).items():
-            section, _, key = dotted.rpartition(".")
-            (mapping.setdefault(section, {}) if section else mapping)[key] = value
-        return cls.from_dict(mapping)
+        return cls.from_layers([*layers_of(source), ("overrides", nested(overrides or {}))])
+
+    @classmethod
+    def from_layers(cls, layers: Sequence[Layer]) -> Experiment:
+        """What the layers of a file say together, checked."""
+        return cls.from_dict(merged(layers))
 
     def to_dict(self) -> dict[str, Any]:
         """The experiment as nested plain values; `from_dict` reads it back."""
@@ -308,15 +260,15 @@ class Experiment:
 
     def to_toml(self) -> str:
         """The experiment as TOML; reading it back gives an equal experiment."""
-        values = self.to_dict()
-        for table in values.values():
-            if isinstance(table, dict):
-                for key in [key for key, value in table.items() if value is None]:
-                    del table[key]
-        return tomli_w.dumps(values)
+        name, sections = self.name, {k: v for k, v in self.to_dict().items() if k != "name"}
+        known = {
+            section: {key: value for key, value in values.items() if value is not None}
+            for section, values in sections.items()
+        }
+        return tomli_w.dumps({"name": name, **known})
 
     def build_model(self) -> nn.Module:
-        """The untrained model: a [`Denoiser`][], a [`VNCA`][] or a [`GrowingNCA`][]."""
+        """The untrained model: a [`Denoiser`][], or of kind vnca or growing-nca that class."""
         options = dict(self.model)
         kind = options.pop("kind")
         network = MODELS[kind](**options)
@@ -332,37 +284,28 @@ class Experiment:
         return build(**options, split=split)
 
 
-def names() -> list[str]:
-    """The names of the shipped experiments."""
-    return _shipped("recipes")
-
-
-def matrices() -> list[str]:
-    """The names of the shipped matrices, see [`nca_lib.experiments.matrix`][]."""
-    return _shipped("matrices")
-
-
-def _shipped(folder: str) -> list[str]:
-    entries = (resources.files("nca_lib") / "experiments" / folder).iterdir()
-    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
-
-
 def fields() -> dict[str, tuple[str, str]]:
-    """Every dataclass key by dotted name: its type in words, and what it means."""
-    found: dict[str, tuple[str, str]] = {}
-    for section, kind in SECTIONS.items():
-        hints = get_type_hints(kind)
-        for key, field in kind.__pydantic_fields__.items():  # type: ignore[attr-defined]
-            found[f"{section}.{key}"] = (_in_words(hints[key]), field.description)
-    return found
+    """Every dataclass key by dotted name: its values in words, and what it means."""
+    return {
+        f"{section}.{key}": (_in_words(field), field.description or "")
+        for section, build in SECTIONS.items()
+        for key, field in build.__pydantic_fields__.items()
+    }
 
 
-def _in_words(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
-    if NoneType in get_args(hint):
-        return " or ".join("none" if option is NoneType else option.__name__ for option in get_args(hint))
-    return hint.__name__
+def _in_words(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(map(str, get_args(field.annotation)))
+    kinds = get_args(field.annotation) or (field.annotation,)
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in field.metadata
+        for name, sign in signs.items()
+        if hasattr(limit, name)
+    ]
+    number = ", ".join([" ".join([kinds[0].__name__, *limits[:1]]), *limits[1:]])
+    return f"{number} or none" if NoneType in kinds else number
 
 
 def _message(error: ErrorDetails) -> str:
@@ -375,7 +318,7 @@ def _message(error: ErrorDetails) -> str:
     if path[0] in TABLES and len(path) > 1:
         known = [key for key in TABLES[path[0]][path.pop(1)].__annotations__ if key != "kind"]
     elif len(path) > 1:
-        known = list(SECTIONS[path[0]].__pydantic_fields__)  # type: ignore[attr-defined]
+        known = list(SECTIONS[path[0]].__pydantic_fields__)
     name = ".".join(path)
     match problem:
         case "unexpected_keyword_argument" | "extra_forbidden":
@@ -383,8 +326,9 @@ def _message(error: ErrorDetails) -> str:
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
             return f"{name}: unknown key; {hint}"
         case "union_tag_invalid" | "union_tag_not_found":
-            kind, kinds = str(value.get("kind")), ", ".join(TABLES[name])
-            return f"{name}.kind: {kind!r} is unknown; choose one of {kinds}"
+            return (
+                f"{name}.kind: {str(value.get('kind'))!r} is unknown; choose one of {', '.join(KINDS[name])}"
+            )
         case "dataclass_exact_type" | "model_attributes_type":
             return f"{name}: must be a table, [{name}]"
         case "missing":
@@ -396,5 +340,5 @@ def _message(error: ErrorDetails) -> str:
             kind = problem.removesuffix("_type").replace("string", "str")
             return f"{name}: {value!r} is not of type {kind}"
         case "string_pattern_mismatch":
-            return f"{name}: {value!r} is no name; it may hold letters, digits, '.' (not first), '_' and '-'"
-    return f"{name}: {value!r} {error['msg'].removeprefix('Input ')}"
+            return f"{name}: {value!r} is no name; use letters, digits, '_', and further on '.' and '-'"
+    return f"{name}: {value!r} {error['msg'].split(' ', 1)[1]}"

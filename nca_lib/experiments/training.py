@@ -173,7 +173,7 @@ class Run:
         """The part of the training that is over, by the clock if it has one, else by steps."""
         options = self.experiment.training
         by_clock = self.seconds / 60 / options.minutes if options.minutes is not None else 0.0
-        return max(by_clock, self.step / options.steps)
+        return max(by_clock, self.step / options.steps if options.steps else 1.0)
 
     def count(self, loss: float, seconds: float) -> None:
         """Book one step."""
@@ -231,7 +231,7 @@ class Run:
             "steps": self.step,
             "images_seen": self.step * self.experiment.training.batch,
             "training_seconds": round(self.seconds, 1),
-            "training_loss": round(self.smooth_loss, 5),
+            "training_loss": round(self.smooth_loss, 5) if self.step else None,
             "held_out_loss": round(self.held_out_loss, 5),
             "hardware": hardware(self.device),
             "torch_version": torch.__version__,
