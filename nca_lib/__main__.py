@@ -1,7 +1,7 @@
 """The command line: `python -m nca_lib COMMAND`.
 
-Commands: train, run, evaluate, sample, inpaint, upscale, vary, export-web, models. A wrong argument ends with
-exit status 2 and one line that says what would be right.
+Commands: train, show, run, evaluate, sample, inpaint, upscale, vary, export-web, models. A wrong argument
+ends with exit status 2 and one line that says what would be right.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -230,6 +231,13 @@ def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     print(f"{out}: {len(text) / 1000:.0f} kB")
 
 
+def _show(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    _no_more(extra)
+    from nca_lib.experiments.show import show
+
+    print(show(arguments.experiment, shutil.get_terminal_size((120, 24)).columns))
+
+
 def _size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split("x"))
@@ -281,6 +289,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--minutes", type=float, help="stop by the clock, the learning rate scaled to it")
     train.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     train.set_defaults(run=_train)
+
+    show = commands.add_parser(
+        "show", help="what an experiment comes to: key, value, where it is set, meaning"
+    )
+    show.add_argument("experiment", help=f"a .toml file, MATRIX/ENTRY, or one of: {', '.join(files.names())}")
+    show.set_defaults(run=_show)
 
     run = commands.add_parser("run", help="train and evaluate a matrix of experiments, what is not yet done")
     run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(files.matrices())}")

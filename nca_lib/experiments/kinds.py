@@ -46,7 +46,8 @@ def arguments(build: type) -> dict[str, inspect.Parameter]:
 
 
 def meanings(build: type) -> dict[str, str]:
-    """What a class says of each of its arguments, under `Args:`."""
+    """What a class says of each of its arguments under `Args:`, as plain text."""
     _, _, section = inspect.cleandoc(build.__doc__ or "").partition("\nArgs:\n")
     items = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section.partition("\n\n")[0], re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in items}
+    plain = re.compile(r"\[`([^`]+)`\]\[[^]]*\]|`")
+    return {name: plain.sub(r"\1", " ".join(text.split())) for name, text in items}

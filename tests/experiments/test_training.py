@@ -356,8 +356,8 @@ def test_training_can_start_from_trained_weights(tmp_path: Path) -> None:
     further = train(diffusing(steps=1, init_from=start), tmp_path / "further", device="cpu", progress=False)
     for name, value in weights.load(start).state_dict().items():
         assert torch.equal(same.state_dict()[name], value)
-    away = [torch.dist(a, b) for a, b in zip(same.parameters(), further.parameters(), strict=True)]
-    assert 0 < max(away) < 0.05
+    away = [(a - b).abs().max() for a, b in zip(same.parameters(), further.parameters(), strict=True)]
+    assert 0 < max(away) < 2e-3  # Adam's first step is no longer than its learning rate
     record = weights.record(tmp_path / "same" / "model.safetensors")
     assert (record["steps"], record["images_seen"], record["training_loss"]) == (0, 0, None)
     assert record["held_out_loss"] > 0
