@@ -25,6 +25,7 @@ from nca_lib.diffusion import Denoiser
 from nca_lib.experiments import files, settings
 from nca_lib.experiments.files import ExperimentError
 from nca_lib.experiments.settings import Experiment
+from nca_lib.extras import MissingExtra
 from nca_lib.samplers import SAMPLERS
 from nca_lib.weights import WeightsError
 
@@ -49,7 +50,7 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 
 def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from nca_lib.book.plots import measurements
+    from nca_lib.evaluation.metrics import measurements
     from nca_lib.experiments import matrix
 
     chosen = matrix.read(arguments.matrix, arguments.minutes)
@@ -115,20 +116,17 @@ def _overrides(extra: Sequence[str]) -> dict[str, Any]:
 
 def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from torchvision.utils import make_grid, save_image
-
+    from nca_lib.data.files import check_output, sheet, write
     from nca_lib.devices import best_device
 
     height, width = _size(arguments.size)
-    out = Path(arguments.out)
-    if not out.parent.is_dir():
-        raise UsageError(f"--out: the folder {out.parent} does not exist")
+    check_output(arguments.out, force=True)
     device = torch.device(arguments.device) if arguments.device else best_device()
     model = weights.load(arguments.model, device)
     images = _draw(arguments, model, (height, width), device)
-    grid = make_grid(images.cpu().float() / 2 + 0.5, nrow=arguments.columns or min(arguments.count, 4))
-    save_image(grid if arguments.count > 1 else images[0].cpu().float() / 2 + 0.5, out)
-    print(f"{out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
+    columns = min(arguments.columns or 4, arguments.count)
+    write(sheet(images, columns) if arguments.count > 1 else images[0], arguments.out, force=True)
+    print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
 
 
 def _draw(
@@ -372,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, extra = _parser().parse_known_args(argv)
     try:
         arguments.run(arguments, extra)
-    except (UsageError, ExperimentError, WeightsError, DataError, ValueError) as error:
+    except (UsageError, ExperimentError, WeightsError, DataError, MissingExtra, ValueError) as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

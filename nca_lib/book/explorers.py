@@ -27,9 +27,10 @@ from nca_lib.book.players import (
     shape_mask,
     sharing_weights,
 )
-from nca_lib.book.plots import COSTS, measurements, numbers, results_scatter, schedule_curve
+from nca_lib.book.plots import COSTS, results_scatter, schedule_curve
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import Inpainting, KnownPixels, enlarge, shaped_canvas
+from nca_lib.evaluation.metrics import measurements, numbers
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import SAMPLERS, ddpm
 

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.utils import make_grid, save_image
 
 from nca_lib import weights
+from nca_lib.data.files import sheet, write
 from nca_lib.devices import compile_step, computes_bf16
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
@@ -149,7 +149,7 @@ def _measured(
     if stage == "model":
         sampling = {key: options[key] for key in ("sampler", "steps", "seed", "bf16") if key in options}
         images = generator(model, data, **sampling)(0, 32)
-        save_image(make_grid(images.cpu().float() / 2 + 0.5, nrow=8, padding=1), place / "samples.png")
+        write(sheet(images.float(), 8, padding=1), place / "samples.png", force=True)
     folder = place / "evaluation" / stage
     return measured | evaluate_model(model, entry, folder=folder, device=device, **options)
 
