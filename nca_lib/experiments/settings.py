@@ -287,13 +287,14 @@ class Experiment:
 def fields() -> dict[str, tuple[str, str]]:
     """Every dataclass key by dotted name: its values in words, and what it means."""
     return {
-        f"{section}.{key}": (_in_words(field), field.description or "")
+        f"{section}.{key}": (in_words(field), field.description or "")
         for section, build in SECTIONS.items()
         for key, field in build.__pydantic_fields__.items()
     }
 
 
-def _in_words(field: FieldInfo) -> str:
+def in_words(field: FieldInfo) -> str:
+    """The values that a field takes: `float >= 0, < 1`."""
     if get_origin(field.annotation) is Literal:
         return " or ".join(map(str, get_args(field.annotation)))
     kinds = get_args(field.annotation) or (field.annotation,)
