@@ -29,6 +29,7 @@ class Lean(PathFinder):
 sys.meta_path = [Lean if finder is PathFinder else finder for finder in sys.meta_path]
 from nca_lib.__main__ import main
 print([main(command) for command in {commands}])
+{then}
 """
 
 
@@ -60,9 +61,9 @@ def absent() -> set[str]:
     return modules - {"nca_lib", "_distutils_hack", "pkg_resources", "setuptools"}
 
 
-def lean(absent: set[str], *commands: list[str]) -> subprocess.CompletedProcess[str]:
+def lean(absent: set[str], *commands: list[str], then: str = "") -> subprocess.CompletedProcess[str]:
     """Run command lines one after the other; the last line of the output has their exit statuses."""
-    code = LEAN.format(absent=sorted(absent), commands=commands)
+    code = LEAN.format(absent=sorted(absent), commands=commands, then=then)
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True)
 
 
@@ -96,9 +97,11 @@ def test_a_missing_extra_is_named_in_one_line(absent: set[str], tmp_path: Path) 
         (["evaluate", "digits-mlp"], "torchmetrics", "evaluation"),
     ]
     commands = [[*command, "--out", str(tmp_path)] for command, *_ in needed[:-1]]
-    refused = lean(absent, *commands, needed[-1][0])
+    refused = lean(absent, *commands, needed[-1][0], then="import nca_lib.book.explorers")
     assert refused.stdout == "[2, 2, 2, 2, 2]\n"
-    assert refused.stderr.splitlines() == [
+    said = refused.stderr.splitlines()
+    assert re.search(r"MissingExtra: \w+ is not installed: pip install 'nca_lib\[book\]'$", said[-1])
+    assert said[: len(needed)] == [
         f"nca_lib {command[0]}: {missing} is not installed: pip install 'nca_lib[{extra}]'"
         for command, missing, extra in needed
     ]

@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from nca_lib.book.figures import STYLE
 from nca_lib.diffusion import NoiseSchedule
 from nca_lib.evaluation.metrics import measurements
+from nca_lib.extras import extra
+
+with extra("book"):
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 COSTS = ("parameters", "operations", "training_seconds", "images_seen")
 
