@@ -12,12 +12,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import traitlets
-
 from nca_lib.extras import extra
 
 with extra("book"):
     import anywidget
+    import traitlets
     from IPython.display import HTML
 
 WEB = Path(__file__).parent / "web"

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import traitlets
 from PIL import Image
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from nca_lib.fourier import Window, image_of_window, spectrum_window
 
 with extra("book"):
     import anywidget
+    import traitlets
 
 
 def png_bytes(image: Tensor, width: int) -> bytes:
