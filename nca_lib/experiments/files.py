@@ -69,7 +69,10 @@ def read_matrix(source: str | Path) -> tuple[dict[str, Any], list[list[Layer]]]:
     path = _locate("matrix", source, Path())
     head = _parse(path)
     entries = head.pop("entry", [])
-    if head.keys() - {"name", "seeds", "evaluation"} or "name" not in head or not entries:
+    name, evaluation = head.get("name"), head.get("evaluation", {})
+    tables = isinstance(entries, list) and all(isinstance(table, dict) for table in [*entries, evaluation])
+    unknown = head.keys() - {"name", "seeds", "evaluation"}
+    if unknown or not isinstance(name, str) or not tables or not entries:
         raise ExperimentError(f"{path}: a matrix has a name, seeds, [evaluation], and [[entry]] tables")
     seeds = head.get("seeds")
     if seeds is not None and (type(seeds) is not int or seeds < 1):
@@ -81,7 +84,7 @@ def read_matrix(source: str | Path) -> tuple[dict[str, Any], list[list[Layer]]]:
         below: list[Layer] = []
         if "base" in entry:
             below = named.get(str(entry["base"])) or layers_of(entry["base"], path.parent)
-        layers = [*below, (head["name"], values)]
+        layers = [*below, (name, values)]
         if "name" in values:
             named[str(values["name"])] = layers
         found += [layers] if seeds is None else _seeded(layers, seeds)

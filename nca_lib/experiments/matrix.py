@@ -22,11 +22,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, with_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import TypedDict
 
 from nca_lib import weights
 from nca_lib.data.files import sheet, write
@@ -35,9 +37,22 @@ from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.evaluation.evaluate import evaluate_model, generator
 from nca_lib.experiments.files import ExperimentError, Layer, merged, read_matrix
-from nca_lib.experiments.settings import Experiment
+from nca_lib.experiments.settings import CHECKED, Experiment, message
 from nca_lib.experiments.training import snapshot_steps, train
 from nca_lib.samplers import sample
+
+
+@with_config(CHECKED)
+class Evaluation(TypedDict, total=False):
+    """What a matrix can say of [`evaluate_model`][nca_lib.evaluation.evaluate.evaluate_model]'s arguments."""
+
+    protocol: Literal["reference", "sound", "quick"]
+    count: PositiveInt
+    sampler: Literal["ddpm", "ddim", "dpm_solver", "heun"]
+    steps: PositiveInt
+    seed: NonNegativeInt
+    batch: PositiveInt
+    bf16: bool
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,14 @@ def read(source: str | Path, minutes: float | None = None) -> Matrix:
     repeated = {entry.name for entry in entries if [e.name for e in entries].count(entry.name) > 1}
     if repeated:
         raise ExperimentError(f"{source}: more than one entry is named {', '.join(sorted(repeated))}")
-    return Matrix(head["name"], entries, head.get("evaluation", {}))
+    evaluation = head.get("evaluation", {})
+    try:
+        TypeAdapter(Evaluation).validate_python(evaluation)
+    except ValidationError as error:
+        raise ExperimentError(
+            f"{source}: evaluation.{message(error, [*Evaluation.__annotations__])}"
+        ) from None
+    return Matrix(head["name"], entries, evaluation)
 
 
 def _entry(matrix: str, layers: Sequence[Layer]) -> Experiment:

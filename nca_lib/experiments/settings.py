@@ -36,7 +36,6 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 from torch import nn
 from typing_extensions import TypedDict
 
@@ -237,8 +236,7 @@ class Experiment:
         try:
             return cls(**mapping)
         except ValidationError as error:
-            found = error.errors(include_url=False)
-            raise ExperimentError(_message(min(found, key=lambda e: e["type"] == "missing"))) from None
+            raise ExperimentError(message(error)) from None
 
     @classmethod
     def read(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
@@ -309,17 +307,20 @@ def in_words(field: FieldInfo) -> str:
     return f"{number} or none" if NoneType in kinds else number
 
 
-def _message(error: ErrorDetails) -> str:
-    """What is wrong, in one line: the key, its value, and what would be right."""
-    problem, value = error["type"], error["input"]
+def message(error: ValidationError, known: Sequence[str] = ()) -> str:
+    """What is wrong, in one line: the key, its value, and what would be right.
+
+    `known` are the keys that there are, by default those of an experiment.
+    """
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] == "missing")
+    problem, value = first["type"], first["input"]
     if problem == "value_error":  # from a validator above, which names its keys
-        return str(error["ctx"]["error"])
-    path = [str(part) for part in error["loc"]]
-    known = list(Experiment.__pydantic_fields__)  # type: ignore[attr-defined]
+        return str(first["ctx"]["error"])
+    path = [str(part) for part in first["loc"]]
+    if not known:
+        known = _known(path)
     if path[0] in TABLES and len(path) > 1:
-        known = [key for key in TABLES[path[0]][path.pop(1)].__annotations__ if key != "kind"]
-    elif len(path) > 1:
-        known = list(SECTIONS[path[0]].__pydantic_fields__)
+        del path[1]  # the kind
     name = ".".join(path)
     match problem:
         case "unexpected_keyword_argument" | "extra_forbidden":
@@ -335,11 +336,19 @@ def _message(error: ErrorDetails) -> str:
         case "missing":
             return f"{name}: missing"
         case "literal_error":
-            choices = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+            choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
             return f"{name}: {value!r} is not one of {choices}"
         case "int_type" | "float_type" | "bool_type" | "string_type":
             kind = problem.removesuffix("_type").replace("string", "str")
             return f"{name}: {value!r} is not of type {kind}"
         case "string_pattern_mismatch":
             return f"{name}: {value!r} is no name; use letters, digits, '_', and further on '.' and '-'"
-    return f"{name}: {value!r} {error['msg'].split(' ', 1)[1]}"
+    return f"{name}: {value!r} {first['msg'].split(' ', 1)[1]}"
+
+
+def _known(path: Sequence[str]) -> list[str]:
+    section, *inner = path
+    if section in TABLES and inner:
+        return [key for key in TABLES[section][inner[0]].__annotations__ if key != "kind"]
+    build: Any = SECTIONS[section] if inner else Experiment
+    return list(build.__pydantic_fields__)

@@ -299,12 +299,20 @@ def test_the_published_models_cost_what_is_published() -> None:
     assert cost[1] - cost[0] == pytest.approx(10.4e9, rel=0.02)
 
 
+WRONG = 'name = "x"\n[[entry]]\nname = "y"\n[evaluation]\n'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name = ", "not valid TOML"),
         ('name = "x"\n', r"a matrix has a name"),
         ('name = "x"\nseeds = 0\n[[entry]]\nname = "y"\n', "seeds: 0 is no whole number of at least 1"),
+        (WRONG + "count = 0", r"evaluation\.count: 0 should be greater than 0"),
+        (WRONG + "samplr = 'ddim'", r"evaluation\.samplr: unknown key; did you mean 'sampler'"),
+        (WRONG + "sampler = 'euler'", r"evaluation\.sampler: 'euler' is not one of ddpm, ddim"),
+        ('name = "x"\nevaluation = 3\n[[entry]]\nname = "y"\n', "a matrix has a name, seeds, .evaluation.,"),
+        ('name = "x"\nentry = 3\n', "a matrix has a name"),
         ('name = "x"\n[[entry]]\nname = "../y"\n', "x/../y: name: '../y' is no name"),
         ('name = "x"\n[[entry]]\nname = "y"\ntraining.batch = 0\n', "x/y: training.batch: 0 should be"),
         ('name = "x"\n[[entry]]\nbase = "nonsense"\n', "no experiment 'nonsense'"),
