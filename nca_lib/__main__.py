@@ -1,7 +1,7 @@
 """The command line: `python -m nca_lib COMMAND`.
 
-Commands: train, run, evaluate, sample, inpaint, upscale, vary, export-web, models. A wrong argument ends with
-exit status 2 and one line that says what would be right.
+Commands: train, show, run, evaluate, sample, inpaint, upscale, vary, export-web, models. A wrong argument
+ends with exit status 2 and one line that says what would be right.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -21,8 +22,10 @@ from torch import nn
 from nca_lib import weights
 from nca_lib.data.images import DataError
 from nca_lib.diffusion import Denoiser
-from nca_lib.experiments import settings as experiments
-from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.experiments import files, settings
+from nca_lib.experiments.files import ExperimentError
+from nca_lib.experiments.settings import Experiment
+from nca_lib.extras import MissingExtra
 from nca_lib.samplers import SAMPLERS
 from nca_lib.weights import WeightsError
 
@@ -47,7 +50,7 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 
 def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from nca_lib.book.plots import measurements
+    from nca_lib.evaluation.metrics import measurements
     from nca_lib.experiments import matrix
 
     chosen = matrix.read(arguments.matrix, arguments.minutes)
@@ -113,20 +116,17 @@ def _overrides(extra: Sequence[str]) -> dict[str, Any]:
 
 def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from torchvision.utils import make_grid, save_image
-
+    from nca_lib.data.files import check_output, sheet, write
     from nca_lib.devices import best_device
 
     height, width = _size(arguments.size)
-    out = Path(arguments.out)
-    if not out.parent.is_dir():
-        raise UsageError(f"--out: the folder {out.parent} does not exist")
+    check_output(arguments.out, force=True)
     device = torch.device(arguments.device) if arguments.device else best_device()
     model = weights.load(arguments.model, device)
     images = _draw(arguments, model, (height, width), device)
-    grid = make_grid(images.cpu().float() / 2 + 0.5, nrow=arguments.columns or min(arguments.count, 4))
-    save_image(grid if arguments.count > 1 else images[0].cpu().float() / 2 + 0.5, out)
-    print(f"{out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
+    columns = min(arguments.columns or 4, arguments.count)
+    write(sheet(images, columns) if arguments.count > 1 else images[0], arguments.out, force=True)
+    print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
 
 
 def _draw(
@@ -229,6 +229,13 @@ def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     print(f"{out}: {len(text) / 1000:.0f} kB")
 
 
+def _show(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    _no_more(extra)
+    from nca_lib.experiments.show import show
+
+    print(show(arguments.experiment, shutil.get_terminal_size((120, 24)).columns))
+
+
 def _size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split("x"))
@@ -265,8 +272,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
 
     keys = "\n".join(
-        f"  --{key} {getattr(hint, '__name__', str(hint)).replace('typing.', '')}\n      {meaning}"
-        for key, (hint, meaning) in experiments.fields().items()
+        f"  --{key} {values}\n      {meaning}" for key, (values, meaning) in settings.fields().items()
     )
     train = commands.add_parser(
         "train",
@@ -275,15 +281,21 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"any key of the experiment can be overridden:\n  --model.KEY, --data.KEY\n{keys}",
     )
-    train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(experiments.names())}")
+    train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(files.names())}")
     train.add_argument("--out", help="folder of the run (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     train.add_argument("--minutes", type=float, help="stop by the clock, the learning rate scaled to it")
     train.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     train.set_defaults(run=_train)
 
+    show = commands.add_parser(
+        "show", help="what an experiment comes to: key, value, where it is set, meaning"
+    )
+    show.add_argument("experiment", help=f"a .toml file, MATRIX/ENTRY, or one of: {', '.join(files.names())}")
+    show.set_defaults(run=_show)
+
     run = commands.add_parser("run", help="train and evaluate a matrix of experiments, what is not yet done")
-    run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(experiments.matrices())}")
+    run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(files.matrices())}")
     run.add_argument("--minutes", type=float, help="train each entry for this long")
     run.add_argument("--only", nargs="+", metavar="ENTRY", help="run these entries only")
     run.add_argument("--out", default="runs", help="each entry trains in OUT/NAME (default runs)")
@@ -358,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, extra = _parser().parse_known_args(argv)
     try:
         arguments.run(arguments, extra)
-    except (UsageError, ExperimentError, WeightsError, DataError, ValueError) as error:
+    except (UsageError, ExperimentError, WeightsError, DataError, MissingExtra, ValueError) as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nca_lib.extras import extra
 from nca_lib.noise import CounterNoise, Purpose
 
 UNetSize = Literal["71k", "145k", "281k", "587k", "S", "M", "L"]
@@ -45,17 +46,16 @@ class UNet(nn.Module):
         image_channels: channels of the images.
 
     Raises:
-        ValueError: diffusers is not installed; `size` is none of these.
+        MissingExtra: diffusers is not installed.
+        ValueError: `size` is none of these.
     """
 
     def __init__(self, size: UNetSize = "M", image_channels: int = 3):
         super().__init__()
         if size not in UNET_SIZES:
             raise ValueError(f"unknown UNet size {size!r}; choose one of {', '.join(UNET_SIZES)}")
-        try:
+        with extra("baselines"):
             from diffusers import UNet2DModel
-        except ImportError:
-            raise ValueError("UNet needs diffusers, which is not installed: pip install diffusers") from None
         self.image_channels = image_channels
         widths, blocks = UNET_SIZES[size]
         plain = len(widths) - 1

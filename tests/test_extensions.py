@@ -9,6 +9,7 @@ from docutils import nodes
 from expected_pages import ROOT
 
 import nca_lib
+from nca_lib.experiments.settings import Training
 
 sys.path.insert(0, str(ROOT / "book" / "_extensions"))
 nca_reference = importlib.import_module("nca_reference")
@@ -31,6 +32,12 @@ def test_names_become_links() -> None:
 
 def test_a_name_is_found_where_it_is_defined() -> None:
     assert nca_reference.full_name("DiffNCA", "nca_lib.fourier") == "nca_lib.diff_nca.DiffNCA"
+
+
+def test_settings_show_their_values_and_meanings() -> None:
+    lines = nca_reference.settings(Training)
+    assert "    batch (int >= 1): images per step" in lines
+    assert len(lines) == len(Training.__pydantic_fields__)
 
 
 def test_lists_and_code_stand_apart() -> None:

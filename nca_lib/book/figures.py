@@ -6,16 +6,19 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch.nn.functional as F
-from IPython.display import Image as DisplayedImage
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from nca_lib.evaluation.copying import Neighbours
+from nca_lib.extras import extra
+
+with extra("book"):
+    import matplotlib.pyplot as plt
+    from IPython.display import Image as DisplayedImage
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#7a7a7a"  # reads equally well on white and on near-black: figures have no ground of their own
 STYLE: dict[str, Any] = {

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from nca_lib.data.images import DataError, Split, random_crop, to_float
+from nca_lib.data.images import DataError, Orientations, Split, random_crop, to_float
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
@@ -44,7 +44,7 @@ class Folder:
         size: int = 64,
         downscale: int = 1,
         fit: Literal["crop", "resize"] = "crop",
-        orientations: int = 8,
+        orientations: Orientations = 8,
         split: Split = "train",
     ):
         self.size, self.downscale, self.fit, self.orientations = size, downscale, fit, orientations

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.tensorboard import SummaryWriter
-from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
+from nca_lib.data.files import sheet, write
 from nca_lib.devices import best_device, compile_step, computes_bf16, hardware
 from nca_lib.experiments.optimizers import optimizers_of
 from nca_lib.experiments.settings import Experiment, Training
@@ -64,6 +63,27 @@ def _nonfinite(model: nn.Module) -> str:
     return "the loss alone"
 
 
+class _NoEvents:
+    def add_scalar(self, *event: object) -> None:
+        pass
+
+    def add_image(self, *event: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _writer(folder: Path) -> Any:
+    """TensorBoard's, or where that is not installed one that writes nothing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        print("no TensorBoard events: pip install 'nca_lib[tensorboard]'")
+        return _NoEvents()
+    return SummaryWriter(str(folder))
+
+
 def train(
     experiment: Experiment,
     folder: str | Path,
@@ -103,7 +123,7 @@ def train(
 
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.bf16 and computes_bf16(device))
     snapshots = snapshot_steps(options)
-    writer = SummaryWriter(str(folder))
+    writer = _writer(folder)
     bar = tqdm(total=options.steps, initial=run.step, disable=not progress, unit="step", mininterval=5)
     clock = time.perf_counter() - run.seconds
     while run.progress() < 1:
@@ -135,9 +155,9 @@ def train(
             writer.add_scalar("learning_rate", options.learning_rate * factor, run.step)
             writer.add_scalar("images_per_second", run.images_per_second, run.step)
         if run.step % options.sample_every == 0:
-            grid = make_grid(task.preview(average.module.eval()).clamp(0, 1), nrow=4)
-            save_image(grid, folder / f"samples-{run.step:07d}.png")
-            writer.add_image("samples", grid, run.step)
+            samples = sheet(2 * task.preview(average.module.eval()).clamp(0, 1) - 1, 4)
+            write(samples, folder / f"samples-{run.step:07d}.png", force=True)
+            writer.add_image("samples", samples / 2 + 0.5, run.step)
         if run.step in snapshots:
             run.save_model(f"model-{run.step:07d}")
         if run.step % options.save_every == 0:
@@ -173,7 +193,7 @@ class Run:
         """The part of the training that is over, by the clock if it has one, else by steps."""
         options = self.experiment.training
         by_clock = self.seconds / 60 / options.minutes if options.minutes is not None else 0.0
-        return max(by_clock, self.step / options.steps)
+        return max(by_clock, self.step / options.steps if options.steps else 1.0)
 
     def count(self, loss: float, seconds: float) -> None:
         """Book one step."""
@@ -231,7 +251,7 @@ class Run:
             "steps": self.step,
             "images_seen": self.step * self.experiment.training.batch,
             "training_seconds": round(self.seconds, 1),
-            "training_loss": round(self.smooth_loss, 5),
+            "training_loss": round(self.smooth_loss, 5) if self.step else None,
             "held_out_loss": round(self.held_out_loss, 5),
             "hardware": hardware(self.device),
             "torch_version": torch.__version__,

