@@ -11,6 +11,7 @@ by the size of what they are given is the one trap, see `SMALLEST`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -63,13 +64,10 @@ class Span(NamedTuple):
         return torch.arange(self.start, self.start + self.size, device=like.device) % length
 
 
-Tile = tuple[Span, Span]  # rows, columns
-
-
-def tiles_of(
+def spans_of(
     size: tuple[int, int], tile: int, halo: int, *, wrap: bool = False, cells: int = 1, margin: int = 0
-) -> Iterator[Tile]:
-    """The tiles of a canvas, row by row; all windows have the same shape.
+) -> tuple[list[Span], list[Span]]:
+    """The rows and the columns of a canvas's tiles; all windows have the same shape.
 
     A window reaches `halo` beyond its tile, but not beyond the canvas unless that wraps. To be of the same
     shape as the others (one compilation, one choice of kernels) it may reach further on its other side.
@@ -93,9 +91,7 @@ def tiles_of(
             start = first - halo if wrap else max(0, min(first - halo, length - window))
             yield Span(first, last, start, window)
 
-    for rows in spans(size[0], height):
-        for columns in spans(size[1], width):
-            yield rows, columns
+    return list(spans(size[0], height)), list(spans(size[1], width))
 
 
 def local_network(model: nn.Module) -> DiffNCA:
@@ -106,7 +102,7 @@ def local_network(model: nn.Module) -> DiffNCA:
     """
     network = getattr(model, "network", model)
     if not isinstance(network, DiffNCA):
-        raise CanvasError(f"a {type(network).__name__} is no automaton: any pixel may depend on any other")
+        raise CanvasError(f"a {type(network).__name__} cannot be cut up; a Diff-NCA's denoiser can")
     if not network.cell.local:
         raise CanvasError('norm = "group" averages over the whole canvas; tiles need norm = "cell"')
     if network.cell.position:
@@ -142,11 +138,12 @@ class Tiles(nn.Module):
         """Compile the automaton's step."""
         self.network.compile_step(mode)
 
-    def tiles(self, size: tuple[int, int]) -> Iterator[Tile]:
-        """The tiles of a canvas of this height and width."""
+    def tiles(self, size: tuple[int, int]) -> Iterator[tuple[Span, Span]]:
+        """The tiles of a canvas of this height and width, row by row."""
         cells = SMALLEST // self.network.channels + 1
         halo = self.network.steps
-        return tiles_of(size, self.tile, halo, wrap=self.wrap, cells=cells, margin=self.margin)
+        spans = spans_of(size, self.tile, halo, wrap=self.wrap, cells=cells, margin=self.margin)
+        return itertools.product(*spans)
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """As the automaton's: (B, C, H, W) and times (B,) to an output shaped like `noisy`."""

@@ -2,13 +2,14 @@
 
 import copy
 import functools
+import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nca_lib.canvas.tiles import CanvasError, TiledDenoiser, sample_region, tiles_of
+from nca_lib.canvas.tiles import CanvasError, TiledDenoiser, sample_region, spans_of
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import inpaint, interpolate, upscale, vary
@@ -113,7 +114,7 @@ def test_a_wrapping_canvas_may_be_smaller_than_the_halo():
 def test_windows_of_one_canvas_share_a_shape_and_hold_the_halo():
     covered = torch.zeros(100, 70)
     shapes = set()
-    for rows, columns in tiles_of((100, 70), 32, 4, cells=2000):
+    for rows, columns in itertools.product(*spans_of((100, 70), 32, 4, cells=2000)):
         covered[rows.own, columns.own] += 1
         shapes.add((rows.size, columns.size))
         for span, length in ((rows, 100), (columns, 70)):
@@ -160,7 +161,7 @@ def test_what_is_not_local_is_refused(settings, message):
 
 
 def test_tiles_refuse_other_networks_and_noise_without_addresses():
-    with pytest.raises(CanvasError, match="Linear is no automaton"):
+    with pytest.raises(CanvasError, match="Linear cannot be cut up"):
         TiledDenoiser(Denoiser(torch.nn.Linear(1, 1), SCHEDULE))
     with pytest.raises(ValueError, match="need CounterNoise"):
         TiledDenoiser(denoiser())(torch.randn(1, 3, 20, 20), torch.tensor([3]))
