@@ -38,6 +38,7 @@ from nca_lib.data.digits import Digits
 from nca_lib.data.faces import Faces
 from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images, Split
+from nca_lib.data.slides import Slides
 from nca_lib.data.tissue import Tissue
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import MLP, Denoiser, ScheduleName, Target, Weighting, noise_schedule
@@ -58,6 +59,7 @@ DATASETS: dict[str, type[Images]] = {
     "celeba": CelebA,
     "bcss": BCSS,
     "folder": Folder,
+    "slides": Slides,
 }
 
 
