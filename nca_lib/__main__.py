@@ -1,7 +1,7 @@
 """The command line: `python -m nca_lib COMMAND`.
 
-Commands: train, show, run, evaluate, sample, inpaint, upscale, vary, export-web, models. A wrong argument
-ends with exit status 2 and one line that says what would be right.
+Commands: train, show, run, evaluate, sample, canvas, inpaint, upscale, vary, export-web, models. A wrong
+argument ends with exit status 2 and one line that says what would be right.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from nca_lib import weights
+from nca_lib.canvas import command as canvas
 from nca_lib.data.images import DataError
 from nca_lib.diffusion import Denoiser
 from nca_lib.experiments import files, settings
@@ -132,13 +133,12 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 def _draw(
     arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int], device: torch.device
 ) -> torch.Tensor:
-    from nca_lib.devices import compile_step, computes_bf16
+    from nca_lib.devices import compile_step, computes_bf16, worth_compiling
     from nca_lib.samplers import sample
 
     if isinstance(model, Denoiser):
-        # Compiling takes some seconds: worth it from about 50 denoiser calls on a 128x128 image.
         calls = arguments.steps or model.schedule.timesteps
-        if arguments.count * size[0] * size[1] * calls > 50 * 128**2:
+        if worth_compiling(arguments.count * size[0] * size[1] * calls):
             compile_step(model, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
         try:
@@ -329,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     sample.set_defaults(run=_sample)
 
+    canvas.add_arguments(commands, _positive)
     _add_editing(commands)
 
     export = commands.add_parser("export-web", help="write a model as JSON that runs in a browser")

@@ -41,3 +41,8 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
         return
     # On a GPU the best kernels are found by trying them, a minute that sampling earns back.
     model.compile_step("max-autotune-no-cudagraphs" if device.type == "cuda" else None)  # type: ignore[operator]
+
+
+def worth_compiling(pixels: int) -> bool:
+    """Whether compiling, which takes some seconds, pays for denoiser calls on so many pixels in all."""
+    return pixels > 50 * 128**2

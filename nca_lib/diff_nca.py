@@ -289,12 +289,15 @@ class DiffNCA(nn.Module):
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Run the automaton on `noisy` and read its prediction channels."""
         time = self.shared(time)
-        state = self.initial_state(noisy, time)
+        return self.image_stage(self.initial_state(noisy, time), time)
+
+    def image_stage(self, state: Tensor, time: Tensor) -> Tensor:
+        """The prediction after K steps in image space; `time` as [`shared`][] gives it."""
         if self.runs_fast:
             moments = [k / self.steps for k in range(self.steps)]
             state = self.fast_rollout(self.cell, state, time, moments, self.masks(state, time))
         else:
-            for state in self.rollout(state, time.expand(len(noisy))):  # noqa: B007, B020 - the last one
+            for state in self.rollout(state, time.expand(len(state))):  # noqa: B007, B020 - the last one
                 pass
         return state[:, self.image_channels : 2 * self.image_channels]
 

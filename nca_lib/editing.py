@@ -13,7 +13,7 @@ Images are (B, C, H, W) in [-1, 1]. All randomness comes from [`CounterNoise`][n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -341,6 +341,10 @@ class BlendedNoise(Noise):
         blended = torch.special.ndtr(blend).float().clamp(max=1 - 2**-24)
         weight = self.weight.to(a).view(-1, 1, 1, 1)
         return torch.where(weight == 0, a, torch.where(weight == 1, b, blended))
+
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> BlendedNoise:
+        """The same for a part of the image, see [`Noise.at`][nca_lib.noise.Noise.at]."""
+        return replace(self, first=self.first.at(y, x, period), second=self.second.at(y, x, period))
 
     def _blend(self, a: Tensor, b: Tensor) -> Tensor:
         angle = self.weight.double().view(-1, 1, 1, 1) * (math.pi / 2)

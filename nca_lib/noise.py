@@ -69,6 +69,19 @@ class Noise:
         """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32, on the device of `like`."""
         raise NotImplementedError
 
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> Noise:
+        """The same source for a part of the image, whose first cell lies at (y, x) of what this one covers.
+
+        Args:
+            y: row of the part's first cell.
+            x: its column.
+            period: height and width after which coordinates begin again, for an image that wraps.
+
+        Raises:
+            ValueError: the source's numbers have no addresses.
+        """
+        raise NotImplementedError
+
     def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
         """What each cell's update is multiplied by: (B, 1, H, W) of the dtype of `like`.
 
@@ -89,6 +102,10 @@ class TorchNoise(Noise):
         batch, _, height, width = like.shape
         return torch.rand(batch, 1, height, width, device=like.device)
 
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> Noise:
+        """Refuse: numbers drawn for a part are not those drawn for the whole."""
+        raise ValueError("torch's generator draws without addresses; parts of an image need CounterNoise")
+
 
 @dataclass(frozen=True)
 class CounterNoise(Noise):
@@ -100,21 +117,27 @@ class CounterNoise(Noise):
             batch equal the second half of a batch of 16.
         origin: (y, x) of the tensor's first cell on the canvas; a tile asks with its own origin and
             receives its part of the whole image's noise.
+        period: height and width after which the canvas begins again; None if it does not.
     """
 
     seed: int
     first_sample: int = 0
     origin: tuple[int, int] = (0, 0)
+    period: tuple[int, int] | None = None
 
-    def at(self, y: int, x: int) -> CounterNoise:
-        """The same source, for a tile whose first cell lies at (y, x)."""
-        return replace(self, origin=(y, x))
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> CounterNoise:
+        """The same source for a part of the image, see [`Noise.at`][]."""
+        origin = (self.origin[0] + y, self.origin[1] + x)
+        return replace(self, origin=origin, period=period or self.period)
 
     def _words(self, like: Tensor, purpose: Purpose, step: int, block: int) -> tuple[Tensor, ...]:
         batch, _, height, width = like.shape
         device = like.device
-        y = (torch.arange(height, device=device) + self.origin[0]).view(1, 1, height, 1) & _WORD
-        x = (torch.arange(width, device=device) + self.origin[1]).view(1, 1, 1, width) & _WORD
+        y = torch.arange(height, device=device) + self.origin[0]
+        x = torch.arange(width, device=device) + self.origin[1]
+        if self.period:
+            y, x = y % self.period[0], x % self.period[1]
+        y, x = y.view(1, 1, height, 1) & _WORD, x.view(1, 1, 1, width) & _WORD
         sample = (torch.arange(batch, device=device) + self.first_sample).view(batch, 1, 1, 1)
         channel_word = torch.full((1, 1, 1, 1), (int(purpose) << 24) | block, device=device)
         step_word = torch.full((1, 1, 1, 1), step & _WORD, device=device)
@@ -163,6 +186,10 @@ class FixedMasks(Noise):
         """Uniform numbers, those that the source has for step 0."""
         return self.source.uniform(like, purpose, 0, substep)
 
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> FixedMasks:
+        """The same for a part of the image, see [`Noise.at`][]."""
+        return replace(self, source=self.source.at(y, x, period))
+
 
 @dataclass(frozen=True)
 class ExpectedUpdates(Noise):
@@ -183,6 +210,10 @@ class ExpectedUpdates(Noise):
     def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
         """Uniform numbers, those of the source."""
         return self.source.uniform(like, purpose, step, substep)
+
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> ExpectedUpdates:
+        """The same for a part of the image, see [`Noise.at`][]."""
+        return replace(self, source=self.source.at(y, x, period))
 
     def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
         """The probability, everywhere: (B, 1, H, W) of the dtype of `like`."""

@@ -6,6 +6,7 @@ from nca_lib.data.digits import Digits
 from nca_lib.data.faces import Faces
 from nca_lib.data.folder import Folder
 from nca_lib.data.images import DataError, Images, Split, Stream, random_crop, to_float
+from nca_lib.data.slides import Slides
 from nca_lib.data.tissue import Tissue
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Faces",
     "Folder",
     "Images",
+    "Slides",
     "Split",
     "Stream",
     "Tissue",

@@ -15,6 +15,7 @@ from nca_lib.data.digits import Digits
 from nca_lib.data.faces import Faces
 from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images
+from nca_lib.data.slides import Slides
 from nca_lib.data.tissue import Tissue
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import MLP
@@ -35,6 +36,7 @@ DATASETS: dict[str, type[Images]] = {
     "celeba": CelebA,
     "bcss": BCSS,
     "folder": Folder,
+    "slides": Slides,
 }
 KINDS: dict[str, dict[str, type]] = {"model": {**MODELS}, "data": {**DATASETS}}
 
