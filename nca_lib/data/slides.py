@@ -47,11 +47,6 @@ class Slides:
         mpp: float = 1.0,
         orientations: Orientations = 8,
         split: Split = "train",
-        path: str,
-        size: int = 64,
-        mpp: float = 1.0,
-        orientations: Orientations = 8,
-        split: Split = "train",
     ):
         self.size, self.mpp, self.orientations = size, mpp, orientations
         root = Path(path)
