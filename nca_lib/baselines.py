@@ -83,7 +83,7 @@ class UNet(nn.Module):
                 f"so height and width must be multiples of {self.factor}"
             )
         # The sinusoids of its time embedding are made for timesteps of 0..1000, whatever T is here.
-        return self.net(noisy, 1000 * time).sample
+        return self.net(noisy, 1000 * time.to(noisy.device, non_blocking=True)).sample
 
     def compile_step(self, mode: str | None) -> None:
         """Compile the network."""
@@ -202,7 +202,7 @@ class VNCA(nn.Module):
                 yield state
             for _ in range(self.steps):
                 if torch.is_grad_enabled():
-                    state = checkpoint(self.step, state, use_reentrant=False)
+                    state = checkpoint(self.step, state, use_reentrant=False, preserve_rng_state=False)
                 else:
                     state = self.step(state)
                 yield state
@@ -215,7 +215,8 @@ class VNCA(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log sigma of z given `images` (B, C, size, size) in [-1, 1]: two (B, latent)."""
-        mean, log_sigma = self.encoder(images).chunk(2, dim=1)
+        # In the images' precision whatever surrounds it: eight bits of a log sigma are too few for an ELBO.
+        mean, log_sigma = self.encoder(images).to(images.dtype).chunk(2, dim=1)
         return mean, log_sigma
 
     def _parameters_of(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -90,7 +90,7 @@ class GrowingTask:
         else:
             # The worst state gives way to a seed, so that growing is never forgotten; the best are damaged.
             order = self._distance(state).argsort(descending=True)
-            indices, state = indices[order.cpu()], state[order]
+            indices, state = indices[order], state[order]
             state[:1] = self.model.seed(self.options.size)
             if self.options.regime == "regenerate":
                 hurt = max(1, self.batch * 3 // 8)  # three of eight, as published
@@ -103,7 +103,8 @@ class GrowingTask:
     def _damaged(self, state: Tensor) -> Tensor:
         size = self.options.size
         centres = size / 4 + torch.rand(len(state), 2) * size / 2
-        return damage(state, centres.to(state.device), radius=size * float(0.1 + 0.1 * torch.rand(1)))
+        centres = centres.to(state.device, non_blocking=True)
+        return damage(state, centres, radius=size * float(0.1 + 0.1 * torch.rand(1)))
 
     def evaluate(self, model: nn.Module) -> float:
         """Error after growing from the seed for `max_rollout` steps, mean of eight."""

@@ -89,7 +89,7 @@ class _ImageTask:
         self.batches = iter(loader)
 
     def _next(self) -> Tensor:
-        return next(self.batches).to(self.device)
+        return next(self.batches).to(self.device, non_blocking=True)
 
     def _held_out_images(self) -> Tensor:
         stream = Stream(self.held_out, seed=0)
@@ -120,8 +120,8 @@ class DiffusionTask(_ImageTask):
         clean = self._next()
         # One timestep from each of B equal strata: uniform like independent draws, with less variance
         # (Kingma et al. 2021, appendix I.1).
-        strata = (torch.arange(len(clean)) + torch.rand(1)) / len(clean)
-        t = (strata * self.model.schedule.timesteps).long()
+        strata = torch.arange(len(clean), device=self.device) + torch.rand(1, device=self.device)
+        t = (strata / len(clean) * self.model.schedule.timesteps).long()
         return self.model.loss(clean, t, torch.randn_like(clean), self.teacher)
 
     def evaluate(self, model: nn.Module) -> float:

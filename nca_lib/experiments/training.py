@@ -45,13 +45,27 @@ def snapshot_steps(options: Training) -> list[int]:
     return [step for step in steps if step > 0]
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the parameters (buffers are copied), with warm-up."""
+class Average(AveragedModel):
+    """An exponential moving average of the parameters (buffers are copied), with warm-up.
 
-    def update(average: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
-        return torch.lerp(average, current, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
+    torch's own asks the device at each update how many there were.
+    """
 
-    return AveragedModel(model, avg_fn=update)
+    n_averaged: Tensor
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards the model; the first time, copy it."""
+        n = int(self.n_averaged)
+        weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
+        for own, current in zip(self.module.buffers(), model.buffers(), strict=True):
+            own.copy_(current)
+        self.n_averaged += 1
 
 
 def _nonfinite(model: nn.Module) -> str:
@@ -91,7 +105,7 @@ def train(
     task = task_of(experiment, device)
     if options.init_from:
         task.model.load_state_dict(load(options.init_from).state_dict())
-    average = averaged(task.model, options.ema)
+    average = Average(task.model, options.ema)
     optimizers = optimizers_of(task.model, options)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     run = Run(experiment, folder, task, average, optimizers, device)
@@ -116,16 +130,18 @@ def train(
         loss.backward()
         parameters = list(task.model.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not math.isfinite(norm + loss.detach()):
+        # The only time in a step that the host waits for the device.
+        loss_now, norm_now = torch.stack([loss.detach(), norm]).tolist()
+        if not math.isfinite(loss_now + norm_now):
             raise TrainingError(
-                f"step {run.step}: loss is {float(loss.detach())}, gradient norm {float(norm)}; "
+                f"step {run.step}: loss is {loss_now}, gradient norm {norm_now}; "
                 f"first non-finite tensor: {_nonfinite(task.model)}. The last checkpoint is kept in {folder}"
             )
         nn.utils.clip_grads_with_norm_(parameters, options.clip, norm)
         for optimizer in optimizers:
             optimizer.step()
         average.update_parameters(task.model)
-        run.count(float(loss.detach()), time.perf_counter() - clock)
+        run.count(loss_now, time.perf_counter() - clock)
         bar.update()
         if run.step % options.log_every == 0:
             bar.set_postfix_str(
@@ -210,7 +226,8 @@ class Run:
 
     def restore(self) -> None:
         """Continue from the checkpoint."""
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        # To the CPU: on the device, the optimisers would read their counters from it at every step.
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.task.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
