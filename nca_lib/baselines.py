@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.noise import CounterNoise, Noise, Purpose, TorchNoise
 
 UNetSize = Literal["71k", "145k", "281k", "587k", "S", "M", "L"]
 
@@ -249,19 +249,21 @@ class VNCA(nn.Module):
         blue = (location[:, 2] + k[:, 1] * red + k[:, 2] * green).clamp(-1, 1)
         return torch.stack([red, green, blue], dim=1)
 
-    def elbo(self, images: Tensor) -> Tensor:
+    def elbo(self, images: Tensor, noise: Noise | None = None) -> Tensor:
         """The evidence lower bound on log p(image), in nats, one for each image: (B, C, H, W) to (B,).
 
-        One z is drawn per image (torch's generator) and reparametrised; the KL term is in closed form.
+        One z is drawn per image (from `noise`, torch's generator by default) and reparametrised; the KL term
+        is in closed form.
         Divide by `-log(2) C H W` for bits per dimension.
         """
         mean, log_sigma = self.encode(images)
-        z = mean + log_sigma.exp() * torch.randn_like(mean)
+        drawn = (noise or TorchNoise()).normal(mean, Purpose.START, 0)
+        z = mean + log_sigma.exp() * drawn
         return self.log_likelihood(images, self.decode(z)) - kl_from_prior(mean, log_sigma)
 
-    def loss(self, images: Tensor) -> Tensor:
+    def loss(self, images: Tensor, noise: Noise | None = None) -> Tensor:
         """Minus the mean ELBO in nats per image, as published; `images` (B, C, size, size) in [-1, 1]."""
-        return -self.elbo(images).mean()
+        return -self.elbo(images, noise).mean()
 
     @torch.no_grad()
     def sample(

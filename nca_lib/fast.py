@@ -89,6 +89,15 @@ def _multiply(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias[:, None], x.flatten(1, 2), matrix.mT).view(*x.shape[:-1], -1)
 
 
+def _pad(x: Tensor, padding: str) -> Tensor:
+    if padding == "reflect" and torch.are_deterministic_algorithms_enabled():
+        x = torch.cat(
+            [x[:, :, 1:2], x, x[:, :, -2:-1]], 2
+        )  # on CUDA, F.pad's gradient is summed in any order
+        return torch.cat([x[..., 1:2], x, x[..., -2:-1]], 3)
+    return F.pad(x, (1, 1, 1, 1), mode="reflect" if padding == "reflect" else "constant")
+
+
 def fast_step(state: Tensor, told: Told | None, by: CellWeights, mask: Tensor | None, padding: str) -> Tensor:
     """One step, channels last: (B, H, W, C) to the same shape, in the state's precision.
 
@@ -106,10 +115,10 @@ def fast_step(state: Tensor, told: Told | None, by: CellWeights, mask: Tensor | 
         place, clock = told
         embedding = F.linear(F.silu(place + clock[:, None, None]), *by.embedding[2:]).to(z.dtype)
         z = torch.cat([z, embedding.expand(len(z), *z.shape[1:3], -1)], dim=-1)
-    padded = F.pad(
-        z.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect" if padding == "reflect" else "constant"
+    around = (
+        F.conv2d(_pad(z.permute(0, 3, 1, 2), padding), by.perception).permute(0, 2, 3, 1)
+        + by.perception_bias[..., None, None, :]
     )
-    around = F.conv2d(padded, by.perception).permute(0, 2, 3, 1) + by.perception_bias[..., None, None, :]
     seen = torch.cat([z, around], dim=-1)
     if embedding is not None and by.modulate_seen is not None:
         seen = seen * _apply(by.modulate_seen, embedding)

@@ -124,7 +124,7 @@ class Training:
     ema: float = 0.999
     """decay of the averaged weights, warmed up as min(decay, (1+n)/(10+n)); published: 0.99"""
     bf16: bool = True
-    """mixed precision where the device computes bf16 natively"""
+    """mixed precision where the device computes bf16 natively; fp16, its loss scaled, on older NVIDIA GPUs"""
     compile: bool = True
     """compile the automaton's step with torch.compile where a C++ compiler is present"""
     seed: int = 0
@@ -143,6 +143,12 @@ class Training:
     """start from these trained weights (a shipped name or a .safetensors file)"""
     teacher: str | None = None
     """learn what these trained weights predict, instead of what is true: distillation"""
+    accumulate: int = 1
+    """parts that a process cuts its share of a batch into, one after the other: less memory, same gradient"""
+    tf32: bool = True
+    """on NVIDIA GPUs, products of float32 in TF32: faster, three digits"""
+    deterministic: bool = False
+    """only algorithms that give the same bits each time; slower on GPUs"""
 
 
 @dataclass(frozen=True, kw_only=True)
