@@ -11,12 +11,14 @@ import torch
 from emulator import Emulator, OnDevice
 from torch import Tensor
 
+from nca_lib.devices import arithmetic
 from nca_lib.diffusion import Denoiser
 from nca_lib.editing import KnownPixels, LowResolution, interpolate, vary
 from nca_lib.evaluation.coherence import coherence
 from nca_lib.evaluation.metrics import PrecisionRecall
 from nca_lib.experiments import training
 from nca_lib.experiments.settings import Experiment
+from nca_lib.fast import _pad
 from nca_lib.noise import CounterNoise, Purpose
 from nca_lib.samplers import SAMPLERS, Constraint, sample
 
@@ -148,3 +150,24 @@ def test_judges_and_metrics_run_on_a_device() -> None:
         there.update(features.to(gpu.device), real=True)
         there.update((features + 0.01).to(gpu.device), real=False)
         assert there.compute() == manifold.compute()
+
+
+def test_arithmetic_is_as_asked_for_within_the_block_only() -> None:
+    def now() -> tuple[Any, ...]:
+        repeatable = torch.are_deterministic_algorithms_enabled()
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, repeatable
+
+    before = now()
+    for tf32, deterministic in ((True, False), (False, True)):
+        with arithmetic(torch.device("cuda", 0), tf32=tf32, deterministic=deterministic):
+            assert now() == ("high" if tf32 else "highest", not deterministic, deterministic)
+        assert now() == before
+    with arithmetic(torch.device("cpu"), tf32=True, deterministic=False):
+        assert now() == before
+
+
+def test_deterministic_reflection_is_reflection() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    with arithmetic(torch.device("cpu"), tf32=False, deterministic=True):
+        by_slices = _pad(x, "reflect")
+    assert torch.equal(by_slices, _pad(x, "reflect"))
