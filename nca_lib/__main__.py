@@ -36,6 +36,7 @@ class UsageError(ValueError):
 
 
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    from nca_lib.experiments.parallel import leads, processes
     from nca_lib.experiments.training import train
 
     overrides = _overrides(extra)
@@ -45,7 +46,10 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     folder = Path(arguments.out or Path("runs") / experiment.name)
     if (folder / "checkpoint.pt").exists() and not arguments.resume:
         raise UsageError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
-    train(experiment, folder, resume=arguments.resume, device=arguments.device)
+    with processes():
+        train(experiment, folder, resume=arguments.resume, device=arguments.device)
+        if not leads():
+            return
     print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
 
 
@@ -369,8 +373,13 @@ def _add_editing(commands: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     arguments, extra = _parser().parse_known_args(argv)
+    from nca_lib.experiments.parallel import ParallelError
+
     try:
         arguments.run(arguments, extra)
+    except ParallelError as error:
+        print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
+        return 1
     except (UsageError, ExperimentError, WeightsError, DataError, MissingExtra, ValueError) as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
         return 2

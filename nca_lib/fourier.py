@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
 
@@ -209,12 +208,10 @@ class FourierDiffNCA(DiffNCA):
 
     def spectrum_rollout(self, spectrum: Tensor, time: Tensor) -> Iterator[Tensor]:
         """Yield the spectrum after each step in frequency space, from a given one."""
+        time = time.to(spectrum.device, non_blocking=True)
         for k in range(self.spectrum_steps):
             embedding = self.spectrum_cell.condition(time, k / self.frequencies, *spectrum.shape[2:])
-            if self.checkpointing and torch.is_grad_enabled():
-                spectrum = checkpoint(self.spectrum_cell, spectrum, embedding, use_reentrant=False)
-            else:
-                spectrum = self.spectrum_cell(spectrum, embedding)
+            spectrum = self.literal_step(self.spectrum_cell, spectrum, embedding)
             yield spectrum
 
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 _WORD = 0xFFFFFFFF
+_TOGETHER = 2**20  # blocks of four words that are computed at a time: 100 MB
 
 
 class Purpose(IntEnum):
@@ -59,7 +60,13 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor | int, Tensor | int]) 
 
 
 class Noise:
-    """A source of random tensors; of its kinds, each says where its numbers come from."""
+    """A source of random tensors; of its kinds, each says where its numbers come from.
+
+    Attributes:
+        addressed: whether `step` and `substep` matter.
+    """
+
+    addressed = True
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
         """Standard normal numbers with the shape (B, C, H, W), device and dtype of `like`."""
@@ -82,6 +89,11 @@ class Noise:
         """
         raise NotImplementedError
 
+    def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
+        """Yield the uniform numbers of substeps 0 ... count - 1."""
+        for substep in range(count):
+            yield self.uniform(like, purpose, step, substep)
+
     def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
         """What each cell's update is multiplied by: (B, 1, H, W) of the dtype of `like`.
 
@@ -89,9 +101,16 @@ class Noise:
         """
         return (self.uniform(like, Purpose.FIRING, step, substep) < probability).to(like.dtype)
 
+    def firing_masks(self, like: Tensor, probability: float, step: int, count: int) -> Iterator[Tensor]:
+        """Yield the firing masks of substeps 0 ... count - 1."""
+        for number in self.uniforms(like, Purpose.FIRING, step, count):
+            yield (number < probability).to(like.dtype)
+
 
 class TorchNoise(Noise):
     """Randomness from torch's own generator of the device; `step` and `substep` are ignored."""
+
+    addressed = False
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
         """Standard normal numbers with the shape, device and dtype of `like`."""
@@ -130,7 +149,8 @@ class CounterNoise(Noise):
         origin = (self.origin[0] + y, self.origin[1] + x)
         return replace(self, origin=origin, period=period or self.period)
 
-    def _words(self, like: Tensor, purpose: Purpose, step: int, block: int) -> tuple[Tensor, ...]:
+    def _words(self, like: Tensor, purpose: Purpose, step: int, blocks: range) -> tuple[Tensor, ...]:
+        """The four words of each cell in each of the blocks: four (B, blocks, H, W), int64."""
         batch, _, height, width = like.shape
         device = like.device
         y = torch.arange(height, device=device) + self.origin[0]
@@ -139,29 +159,43 @@ class CounterNoise(Noise):
             y, x = y % self.period[0], x % self.period[1]
         y, x = y.view(1, 1, height, 1) & _WORD, x.view(1, 1, 1, width) & _WORD
         sample = (torch.arange(batch, device=device) + self.first_sample).view(batch, 1, 1, 1)
-        channel_word = torch.full((1, 1, 1, 1), (int(purpose) << 24) | block, device=device)
+        block = torch.arange(blocks.start, blocks.stop, device=device).view(1, -1, 1, 1)
         step_word = torch.full((1, 1, 1, 1), step & _WORD, device=device)
-        return philox((x, y, step_word, channel_word), (self.seed & _WORD, sample))
+        return philox((x, y, step_word, block + (int(purpose) << 24)), (self.seed & _WORD, sample))
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
         """Standard normal numbers (Box-Muller) with the shape, device and dtype of `like`."""
+        words = self._words(like, purpose, step, range(math.ceil(like.shape[1] / 4)))
+        # (word + 1/2) / 2^32 lies strictly inside (0, 1): the logarithm is finite.
+        u = [(word.float() + 0.5) * 2.0**-32 for word in words]
         planes: list[Tensor] = []
-        for block in range(math.ceil(like.shape[1] / 4)):
-            words = self._words(like, purpose, step, block)
-            # (word + 1/2) / 2^32 lies strictly inside (0, 1): the logarithm is finite.
-            u = [(word.float() + 0.5) * 2.0**-32 for word in words]
-            for radius_of, angle_of in ((u[0], u[1]), (u[2], u[3])):
-                radius = torch.sqrt(-2 * torch.log(radius_of.clamp(max=1 - 2**-24)))
-                planes += [
-                    radius * torch.cos(2 * math.pi * angle_of),
-                    radius * torch.sin(2 * math.pi * angle_of),
-                ]
-        return torch.cat(planes[: like.shape[1]], dim=1).to(like.dtype)
+        for radius_of, angle_of in ((u[0], u[1]), (u[2], u[3])):
+            radius = torch.sqrt(-2 * torch.log(radius_of.clamp(max=1 - 2**-24)))
+            planes += [
+                radius * torch.cos(2 * math.pi * angle_of),
+                radius * torch.sin(2 * math.pi * angle_of),
+            ]
+        return torch.stack(planes, dim=2).flatten(1, 2)[:, : like.shape[1]].to(like.dtype)
 
     def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
         """Uniform numbers in [0, 1) with 24 bits, one a cell: (B, 1, H, W), float32."""
-        word = self._words(like, purpose, step, substep // 4)[substep % 4]
-        return (word >> 8).float() * 2.0**-24
+        block = substep // 4
+        return _unit(self._words(like, purpose, step, range(block, block + 1))[substep % 4])
+
+    def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
+        """Yield the uniform numbers of substeps 0 ... count - 1: four a block, many blocks at a time."""
+        blocks = math.ceil(count / 4)
+        together = max(1, _TOGETHER // (like.numel() // like.shape[1]))
+        for first in range(0, blocks, together):
+            part = range(first, min(first + together, blocks))
+            numbers = [_unit(word) for word in self._words(like, purpose, step, part)]
+            for substep in range(4 * part.start, min(4 * part.stop, count)):
+                at = substep // 4 - first
+                yield numbers[substep % 4][:, at : at + 1]
+
+
+def _unit(words: Tensor) -> Tensor:
+    return (words >> 8).float() * 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -189,6 +223,10 @@ class FixedMasks(Noise):
     def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> FixedMasks:
         """The same for a part of the image, see [`Noise.at`][]."""
         return replace(self, source=self.source.at(y, x, period))
+
+    def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
+        """Those of the source, likewise."""
+        return self.source.uniforms(like, purpose, 0, count)
 
 
 @dataclass(frozen=True)
@@ -218,6 +256,10 @@ class ExpectedUpdates(Noise):
     def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
         """The probability, everywhere: (B, 1, H, W) of the dtype of `like`."""
         return like.new_full((len(like), 1, *like.shape[2:]), probability)
+
+    def firing_masks(self, like: Tensor, probability: float, step: int, count: int) -> Iterator[Tensor]:
+        """The same for each of so many substeps."""
+        return iter([self.firing_mask(like, probability, step, 0)] * count)
 
 
 @contextmanager

@@ -286,7 +286,9 @@ def test_recomputed_steps_have_the_same_loss_and_gradients(monkeypatch: pytest.M
 
     calls: list[int] = []
 
-    def plain(step: Callable[[Tensor], Tensor], state: Tensor, use_reentrant: bool) -> Tensor:
+    def plain(
+        step: Callable[[Tensor], Tensor], state: Tensor, use_reentrant: bool, preserve_rng_state: bool
+    ) -> Tensor:
         calls.append(1)
         return step(state)
 

@@ -74,7 +74,7 @@ def _inside(points: Tensor, manifold: Tensor) -> float:
     chunks = manifold.split(512)
     # The nearest to each is itself, so the k-th nearest other is the (k+1)-th.
     radii = [torch.cdist(part, manifold).kthvalue(NEIGHBOURS + 1, dim=1).values for part in chunks]
-    covered = torch.zeros(len(points), dtype=torch.bool)
+    covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for part, radius in zip(chunks, radii, strict=True):
         covered |= (torch.cdist(points, part) <= radius).any(1)
     return float(covered.double().mean())

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import resources
@@ -161,7 +162,11 @@ def _append(table: Path, more: list[dict[str, Any]]) -> None:
 
 
 def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: row.get(key) for key in ("matrix", "weights", "evaluation", "experiment")}
+    kept = {key: row.get(key) for key in ("matrix", "weights", "evaluation", "experiment")}
+    # A row older than a setting was made with that setting's default.
+    with suppress(ExperimentError):
+        kept["experiment"] = Experiment.from_dict(row["experiment"]).to_dict()
+    return kept
 
 
 def _measured(

@@ -127,7 +127,10 @@ class Training:
         lt=1,
         description="decay of the averaged weights, warmed up as min(decay, (1+n)/(10+n)); published: 0.99",
     )
-    bf16: bool = Field(default=True, description="mixed precision where the device computes bf16 natively")
+    bf16: bool = Field(
+        default=True,
+        description="mixed precision where the device computes bf16 natively; fp16 on older NVIDIA GPUs",
+    )
     compile: bool = Field(
         default=True,
         description="compile the automaton's step with torch.compile where a C++ compiler is present",
@@ -153,6 +156,13 @@ class Training:
     teacher: Annotated[str | None, Field(min_length=1), Unset] = Field(
         default=None,
         description="learn what these trained weights predict, instead of what is true: distillation",
+    )
+    accumulate: int = Field(
+        default=1, ge=1, description="parts that a process cuts its share of a batch into: less memory"
+    )
+    tf32: bool = Field(default=True, description="products of float32 in TF32 on NVIDIA GPUs: three digits")
+    deterministic: bool = Field(
+        default=False, description="only algorithms that give the same bits each time; slower on GPUs"
     )
 
     @model_validator(mode="after")

@@ -9,18 +9,21 @@ from __future__ import annotations
 import io
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from nca_lib.data.files import sheet, write
-from nca_lib.devices import best_device, compile_step, computes_bf16, hardware
+from nca_lib.devices import arithmetic, best_device, compile_step, computes_bf16, hardware
 from nca_lib.experiments.optimizers import optimizers_of
+from nca_lib.experiments.parallel import Loss, agreed, leads, mean, shared_loss, unshared
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import Task, task_of
 from nca_lib.weights import load, save, write_atomically
@@ -44,13 +47,27 @@ def snapshot_steps(options: Training) -> list[int]:
     return [step for step in steps if step > 0]
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the parameters (buffers are copied), with warm-up."""
+class Average(AveragedModel):
+    """An exponential moving average of the parameters (buffers are copied), with warm-up.
 
-    def update(average: Tensor, current: Tensor, n: Tensor | int) -> Tensor:
-        return torch.lerp(average, current, 1 - min(decay, (1 + int(n)) / (10 + int(n))))
+    torch's own asks the device at each update how many there were.
+    """
 
-    return AveragedModel(model, avg_fn=update)
+    n_averaged: Tensor
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards the model; the first time, copy it."""
+        n = int(self.n_averaged)
+        weight = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
+        torch._foreach_lerp_(list(self.module.parameters()), list(model.parameters()), weight)
+        for own, current in zip(self.module.buffers(), model.buffers(), strict=True):
+            own.copy_(current)
+        self.n_averaged += 1
 
 
 def _nonfinite(model: nn.Module) -> str:
@@ -105,13 +122,20 @@ def train(
     Raises:
         TrainingError: the loss or a gradient became infinite or NaN; the last good checkpoint is kept.
     """
-    folder, options = Path(folder), experiment.training
-    device = torch.device(device) if device else best_device()
+    device, options = torch.device(device) if device else best_device(), experiment.training
+    with arithmetic(device, tf32=options.tf32, deterministic=options.deterministic):
+        return _train(experiment, Path(folder), resume, device, progress)
+
+
+def _train(
+    experiment: Experiment, folder: Path, resume: bool, device: torch.device, progress: bool
+) -> nn.Module:
+    options = experiment.training
     torch.manual_seed(options.seed)
     task = task_of(experiment, device)
     if options.init_from:
         task.model.load_state_dict(load(options.init_from).state_dict())
-    average = averaged(task.model, options.ema)
+    average = Average(task.model, options.ema)
     optimizers = optimizers_of(task.model, options)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     run = Run(experiment, folder, task, average, optimizers, device)
@@ -121,32 +145,42 @@ def train(
     if options.compile:
         compile_step(task.model, device)
 
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.bf16 and computes_bf16(device))
+    share = shared_loss(task.model, task.loss)
     snapshots = snapshot_steps(options)
-    writer = _writer(folder)
-    bar = tqdm(total=options.steps, initial=run.step, disable=not progress, unit="step", mininterval=5)
+    writer = _writer(folder) if leads() else None
+    hidden = not progress or not leads()
+    bar = tqdm(total=options.steps, initial=run.step, disable=hidden, unit="step", mininterval=5)
     clock = time.perf_counter() - run.seconds
     while run.progress() < 1:
         factor = decay_factor(options, run.step, run.progress())
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
-        with autocast:
-            loss = task.loss()
         task.model.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = _backward(run, share)
+        for optimizer in optimizers:
+            run.scaler.unscale_(optimizer)
         parameters = list(task.model.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not math.isfinite(norm + loss.detach()):
+        task.read_ahead()
+        # The only time in a step that the host waits for the device.
+        loss_now, norm_now = mean(torch.stack([loss, norm])).tolist()
+        too_large = run.scaler.is_enabled() and math.isfinite(loss_now) and not math.isfinite(norm_now)
+        if not (too_large or math.isfinite(loss_now + norm_now)):
             raise TrainingError(
-                f"step {run.step}: loss is {float(loss.detach())}, gradient norm {float(norm)}; "
+                f"step {run.step}: loss is {loss_now}, gradient norm {norm_now}; "
                 f"first non-finite tensor: {_nonfinite(task.model)}. The last checkpoint is kept in {folder}"
             )
-        nn.utils.clip_grads_with_norm_(parameters, options.clip, norm)
-        for optimizer in optimizers:
-            optimizer.step()
-        average.update_parameters(task.model)
-        run.count(float(loss.detach()), time.perf_counter() - clock)
+        if not too_large:  # for fp16: then the step is left out, and the next loss scaled less
+            nn.utils.clip_grads_with_norm_(parameters, options.clip, norm)
+            for optimizer in optimizers:
+                optimizer.step()
+            average.update_parameters(task.model)
+        run.scaler.update()
+        seconds = time.perf_counter() - clock
+        run.count(loss_now, seconds if options.minutes is None else agreed(seconds))
         bar.update()
+        if writer is None:
+            continue
         if run.step % options.log_every == 0:
             bar.set_postfix_str(
                 f"loss {run.smooth_loss:.4f}, {run.images_per_second:.0f} images/s", refresh=False
@@ -163,10 +197,39 @@ def train(
         if run.step % options.save_every == 0:
             run.save()
     bar.close()
-    run.save()
-    writer.add_scalar("held_out_loss", run.held_out_loss, run.step)
-    writer.close()
+    if writer is not None:
+        run.save()
+        writer.add_scalar("held_out_loss", run.held_out_loss, run.step)
+        writer.close()
     return average.module.eval().requires_grad_(False)
+
+
+def _backward(run: Run, share: Loss | DistributedDataParallel) -> Tensor:
+    """Gradients of the loss on this process's parts of a batch; returns their mean loss."""
+    task, total = run.task, torch.zeros((), device=run.device)
+    before = _random_state(run.device) if len(task.parts) > 1 else {}
+    for part in task.parts:
+        if part != task.parts[0]:  # each takes its rows of the same numbers
+            _set_random_state(before, run.device)
+        task.part = part
+        with run.autocast(), nullcontext() if part == task.parts[-1] else unshared(share):
+            loss = share() / len(task.parts)
+            run.scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu_random": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda_random"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu_random"])
+    if "cuda_random" in state:
+        torch.cuda.set_rng_state(state["cuda_random"], device)
 
 
 class Run:
@@ -184,10 +247,19 @@ class Run:
         self.experiment, self.folder, self.task = experiment, folder, task
         self.average, self.optimizers, self.device = average, optimizers, device
         self.checkpoint = folder / "checkpoint.pt"
+        older = torch.float16 if device.type == "cuda" else torch.float32
+        half = torch.bfloat16 if computes_bf16(device) else older
+        self.precision = half if experiment.training.bf16 else torch.float32
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.step, self.seconds = 0, 0.0
         self.smooth_loss, self.held_out_loss, self.images_per_second = math.nan, math.nan, 0.0
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "experiment.toml", experiment.to_toml().encode())
+        if leads():
+            write_atomically(folder / "experiment.toml", experiment.to_toml().encode())
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision, if the experiment wants it and the device has it."""
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def progress(self) -> float:
         """The part of the training that is over, by the clock if it has one, else by steps."""
@@ -206,7 +278,8 @@ class Run:
 
     def save_model(self, name: str) -> None:
         """Write the averaged weights with their record, atomically."""
-        self.held_out_loss = self.task.evaluate(self.average.module.eval())
+        with self.autocast():  # as in training
+            self.held_out_loss = self.task.evaluate(self.average.module.eval())
         save(self.average.module, self.folder / f"{name}.safetensors", self.record())
 
     def save(self) -> None:
@@ -220,17 +293,17 @@ class Run:
             "average": self.average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "task": self.task.state(),
-            "cpu_random": torch.get_rng_state(),
+            "scaler": self.scaler.state_dict(),
+            **_random_state(self.device),
         }
-        if self.device.type == "cuda":
-            state["cuda_random"] = torch.cuda.get_rng_state(self.device)
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(self.checkpoint, buffer.getvalue())
 
     def restore(self) -> None:
         """Continue from the checkpoint."""
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        # To the CPU: on the device, the optimisers would read their counters from it at every step.
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         self.task.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
@@ -238,9 +311,9 @@ class Run:
         self.task.restore(state["task"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.smooth_loss = state["smooth_loss"]
-        torch.set_rng_state(state["cpu_random"].cpu())
-        if "cuda_random" in state:
-            torch.cuda.set_rng_state(state["cuda_random"].cpu(), self.device)
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        _set_random_state(state, self.device)
 
     def record(self) -> dict[str, Any]:
         """How the weights came about."""

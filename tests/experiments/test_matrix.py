@@ -269,6 +269,19 @@ training.steps = 2
     assert said == ["wild: done before", "tame: done before"]
 
 
+def test_a_row_older_than_a_setting_is_recognised(tmp_path: Path) -> None:
+    table, small = tmp_path / "t.jsonl", small_matrix(tmp_path, first_only(SMALL))
+    [row] = matrix.run(small, tmp_path / "runs", table, device="cpu", progress=lambda _: None)
+    del row["experiment"]["training"]["tf32"]
+    table.write_text(json.dumps(row) + "\n")
+    said: list[str] = []
+    matrix.run(small, tmp_path / "runs", table, device="cpu", progress=said.append)
+    assert said == ["first: done before"]
+    row["experiment"]["training"]["tf32"] = False
+    table.write_text(json.dumps(row) + "\n")
+    assert len(matrix.run(small, tmp_path / "runs", table, device="cpu", progress=said.append)) == 2
+
+
 def test_another_evaluation_makes_other_rows_and_none_leaves_the_record(tmp_path: Path) -> None:
     table, places = tmp_path / "t.jsonl", (tmp_path / "runs", tmp_path / "t.jsonl")
     for text in (SMALL, SMALL.replace("count = 150", "count = 151")):

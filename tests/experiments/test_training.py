@@ -22,7 +22,7 @@ from nca_lib import fast, weights
 from nca_lib.experiments import training
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import DiffusionTask
-from nca_lib.experiments.training import Run, TrainingError, _nonfinite, averaged, decay_factor, train
+from nca_lib.experiments.training import Average, Run, TrainingError, _nonfinite, decay_factor, train
 
 
 def diffusing(**training: Any) -> Experiment:
@@ -230,7 +230,7 @@ def test_a_run_that_explodes_is_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decay", [0.15, 0.999])
 def test_the_moving_average_warms_up_and_leaves_buffers_alone(decay: float) -> None:
     model = nn.BatchNorm1d(1)
-    average = averaged(model, decay)
+    average = Average(model, decay)
     values, buffers = [3.0, -1.0, 5.0, 2.0], [10.0, 20.0, 30.0, 40.0]
     expected = values[0]  # the first update copies
     for n, (value, buffer) in enumerate(zip(values, buffers, strict=True)):
