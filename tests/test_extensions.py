@@ -46,6 +46,9 @@ def test_reading_time_counts_words_and_code_lines() -> None:
     assert nca_reading.reading_minutes(page) == 3
     page += nodes.literal_block("", "x = 1\n" * 40)
     assert nca_reading.reading_minutes(page) == 5
+    page += nodes.raw("", "embedded " * 9000, format="html")
+    page += nodes.math_block("", "x " * 9000)
+    assert nca_reading.reading_minutes(page) == 5
 
 
 def test_linked_terms_are_in_the_glossary() -> None:
