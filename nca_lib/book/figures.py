@@ -17,7 +17,9 @@ from torch import Tensor
 
 from nca_lib.evaluation.copying import Neighbours
 
-INK = "#7a7a7a"  # reads equally well on white and on near-black: figures have no ground of their own
+# Reads equally well on white and on near-black: figures have no ground of their own. Not quite grey, so that
+# the book's pages find it and show the ink of their theme (`book/_extensions/nca_pages.py`).
+INK = "#79797d"
 STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
