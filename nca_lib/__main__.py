@@ -252,14 +252,14 @@ def _size(text: str) -> tuple[int, int]:
 
 def _models(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    print(f"{'name':24} {'kind':12} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
+    print(f"{'name':24} {'kind':16} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
     for name in weights.names():
         record = weights.record(name)
         experiment = record["experiment"]
         kind = experiment["model"]["kind"]
         data = experiment["growing"]["picture"] if kind == "growing-nca" else experiment["data"]["kind"]
         print(
-            f"{name:24} {kind:12} {record['parameters']:10,} {data:10} {record['steps']:7,} "
+            f"{name:24} {kind:16} {record['parameters']:10,} {data:10} {record['steps']:7,} "
             f"{record['training_seconds'] / 60:7.1f}  {record['hardware']}"
         )
 
@@ -273,7 +273,7 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nca_lib", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command")
 
     keys = "\n".join(
         f"  --{key} {values}\n      {meaning}" for key, (values, meaning) in settings.fields().items()
@@ -372,9 +372,15 @@ def _add_editing(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    arguments, extra = _parser().parse_known_args(argv)
     from nca_lib.experiments.parallel import ParallelError
 
+    parser = _parser()
+    arguments, extra = parser.parse_known_args(argv)
+    if arguments.command is None:
+        parser.error(
+            "which command? For a first picture: python -m nca_lib sample diff-nca-tissue; "
+            "for all of them: python -m nca_lib --help"
+        )
     try:
         arguments.run(arguments, extra)
     except ParallelError as error:

@@ -121,9 +121,13 @@ def test_show_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
 def test_models_lists_everything_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     table = capsys.readouterr().out
+    ends = set()
     for name in weights.names():
         assert name in table
-        assert f"{weights.record(name)['parameters']:,}" in table
+        [line] = [line for line in table.splitlines() if line.startswith(f"{name} ")]
+        parameters = f" {weights.record(name)['parameters']:,} "
+        ends.add(line.index(parameters) + len(parameters))
+    assert len(ends) == 1, "a column is shifted"
 
 
 MATRIX = """

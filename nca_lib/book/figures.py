@@ -20,7 +20,9 @@ with extra("book"):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#7a7a7a"  # reads equally well on white and on near-black: figures have no ground of their own
+# Reads equally well on white and on near-black: figures have no ground of their own. Not quite grey, so that
+# the book's pages find it and show the ink of their theme (`book/_extensions/nca_pages.py`).
+INK = "#79797d"
 STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
