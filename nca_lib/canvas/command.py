@@ -118,13 +118,13 @@ def _begin(arguments: argparse.Namespace, folder: Path, height: int, width: int)
         compiled=worth_compiling(height * width * arguments.steps),
         device=arguments.device,
     )
-    if folder.exists() and arguments.resume:
+    if arguments.resume and (folder / "plan.json").exists():
         canvas = Canvas(folder)
         if canvas.plan != plan:
             differing = [key for key, value in vars(plan).items() if vars(canvas.plan).get(key) != value]
             raise CanvasError(f"{folder} was begun with another {', '.join(differing)}; --force begins anew")
         return canvas
-    if folder.exists() and not arguments.force:
+    if folder.exists() and not (arguments.force or arguments.resume):
         raise CanvasError(f"{folder} is a canvas that was stopped; --resume goes on, --force begins anew")
     if folder.exists():
         shutil.rmtree(folder)

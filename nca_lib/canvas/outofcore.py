@@ -238,7 +238,7 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
     grid = (math.ceil(plan.height / plan.tile), math.ceil(plan.width / plan.tile))
     group.create_array("clock", shape=grid, chunks=(1, 1), dtype="int32", compressors=None)
     described = {**asdict(plan), "sha256": weights.record(plan.model)["sha256"]}
-    (folder / "plan.json").write_text(json.dumps(described, indent=2) + "\n")
+    weights.write_atomically(folder / "plan.json", json.dumps(described, indent=2).encode() + b"\n")
     return Canvas(folder)
 
 

@@ -73,6 +73,10 @@ def test_what_was_stopped_goes_on(tiny, tmp_path, capsys, monkeypatch):
     assert "another seed" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
     assert len(calls) == 10 + 27 - 9
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png.canvas").mkdir()  # stopped before anything was planned: there is nothing to go on with
+    assert main([*command, "--resume"]) == 0
+    assert len(calls) == 10 + 27 - 9 + 27
     monkeypatch.undo()
     assert main(["sample", tiny, "--size", "60x60", "--steps", "3", "--out", str(tmp_path / "b.png")]) == 0
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
