@@ -190,6 +190,8 @@ class _Reversal:
 
     def stride(self, now: int, before: int) -> float:
         """How far a step goes in lambda = log(signal / sigma), half the logarithm of the SNR."""
+        if before < 0:
+            return math.inf
         (signal, sigma), (signal_before, sigma_before) = map(self.schedule.levels, (now, before))
         return math.log(signal_before / signal) + math.log(sigma / sigma_before)
 
