@@ -136,6 +136,8 @@ def film_page(views: list[View], label: str, axis: str, note: str, code: str = "
     while True:
         chosen = [views[round(i * (len(views) - 1) / max(1, count - 1))] for i in range(count)]
         frames = [frame_of(view, lossy=True) for view in (chosen if count > 1 else views[-1:])]
+        for frame in frames:
+            frame["of"] = len(frames)
         weight = sum(len(picture["src"]) for frame in frames for picture in frame["pictures"])
         if weight <= PAGE_BYTES or count == 1:
             break

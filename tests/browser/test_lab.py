@@ -191,12 +191,12 @@ def until(condition: Callable[[], bool], page: Page) -> None:
 
 def test_a_slider_moved_by_keyboard_draws_another_picture(page: Page) -> None:
     explorer = cell(page, 1)
-    expect(explorer.get_by_text("At t = 100")).to_be_visible()
+    expect(explorer.get_by_text("At t = 100 the")).to_be_visible()
     noisy = explorer.get_by_role("img", name="noisy image")
     before = pixels(noisy)
     explorer.get_by_label("timestep t").focus()
     page.keyboard.press("ArrowRight")
-    expect(explorer.get_by_text("At t = 101")).to_be_visible()
+    expect(explorer.get_by_text("At t = 101 the")).to_be_visible()
     picture_changes(page, noisy, before)
 
 
