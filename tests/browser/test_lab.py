@@ -194,8 +194,7 @@ def test_a_slider_moved_by_keyboard_draws_another_picture(page: Page) -> None:
     expect(explorer.get_by_text("At t = 100 the")).to_be_visible()
     noisy = explorer.get_by_role("img", name="noisy image")
     before = pixels(noisy)
-    explorer.get_by_label("timestep t").focus()
-    page.keyboard.press("ArrowRight")
+    explorer.get_by_role("slider", name="timestep t").press("ArrowRight")
     expect(explorer.get_by_text("At t = 101 the")).to_be_visible()
     picture_changes(page, noisy, before)
 
@@ -203,7 +202,7 @@ def test_a_slider_moved_by_keyboard_draws_another_picture(page: Page) -> None:
 def test_sampling_shows_frame_by_frame_stops_when_told_and_goes_back(page: Page) -> None:
     explorer = cell(page, 2)
     expect(explorer.get_by_text(re.compile("^done: 20 frames"))).to_be_visible()
-    explorer.get_by_role("slider", name="steps").focus()
+    explorer.get_by_role("slider").nth(2).focus()  # height, width, steps
     page.keyboard.press("End")  # 100 steps: time enough to press stop
     expect(explorer.get_by_text(re.compile("^frame [1-9] of 100, about"))).to_be_visible()
     explorer.get_by_role("button", name="Stop").click()
@@ -211,7 +210,7 @@ def test_sampling_shows_frame_by_frame_stops_when_told_and_goes_back(page: Page)
     expect(explorer.get_by_role("button", name="Stop")).to_be_disabled()
     clean = explorer.get_by_role("img", name="clean estimate")
     before = pixels(clean)
-    scrubber = explorer.get_by_label("call", exact=True)
+    scrubber = explorer.locator(".nca-demo input[type=range]")
     scrubber.focus()
     page.keyboard.press("Home")
     expect(explorer.get_by_text(re.compile("^Call 1:"))).to_be_visible()
