@@ -45,7 +45,7 @@ def test_the_plain_command_draws_demos_and_pictures(tmp_path: Path) -> None:
     page = (tmp_path / "_build" / "html" / "book" / "01_small.html").read_text()
     assert '<div id="nca-demo-1">' in page
     assert 'src="data:image/png;base64,' in page
-    assert "run this notebook to explore" in page
+    assert "What can be set in the live one (make lab)" in page
     assert "jupyter.widget" not in page
 
 

@@ -33,8 +33,12 @@ const THEME = `
 @media print { .nca-demo-tools, .nca-demo-help, .nca-demo details { display: none; } }
 `;
 
+// JupyterLab takes arrow keys and space from what has the focus, unless it says Lumino's attribute itself.
+const CONTROLS = new Set(["button", "canvas", "input", "select", "summary"]);
+
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
+  if (CONTROLS.has(tag)) made.setAttribute("data-lm-suppress-shortcuts", "true");
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
   made.append(...children);
   return made;
@@ -95,8 +99,6 @@ const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 // Put a component into the element that it is given.
 function put(el, root) {
   root.prepend(element("style", {}, THEME));
-  // Lumino's attribute keeps JupyterLab from taking arrow keys and space for its own.
-  root.setAttribute("data-lm-suppress-shortcuts", "true");
   el.append(root);
 }
 
