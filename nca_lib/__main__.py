@@ -11,6 +11,7 @@ import contextlib
 import json
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,12 @@ import torch
 from torch import nn
 
 from nca_lib import weights
-from nca_lib.data.images import DataError
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import NCAError, UsageError
 from nca_lib.experiments import settings as experiments
-from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.experiments.settings import Experiment
+from nca_lib.files import write_atomically
 from nca_lib.samplers import SAMPLERS
-from nca_lib.weights import WeightsError
-
-
-class UsageError(ValueError):
-    """An argument that cannot be used."""
 
 
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
@@ -225,7 +222,7 @@ def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     if not out.parent.is_dir():
         raise UsageError(f"--out: the folder {out.parent} does not exist")
     text = json.dumps(export(weights.load(arguments.model)), separators=(",", ":"))
-    weights.write_atomically(out, text.encode())
+    write_atomically(out, text.encode())
     print(f"{out}: {len(text) / 1000:.0f} kB")
 
 
@@ -358,11 +355,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, extra = _parser().parse_known_args(argv)
     try:
         arguments.run(arguments, extra)
-    except (UsageError, ExperimentError, WeightsError, DataError, ValueError) as error:
+    except NCAError as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        print(f"nca_lib {arguments.command}: a bug; please report it with the lines above", file=sys.stderr)
+        return 1
     return 0
 
 

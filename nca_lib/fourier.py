@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
+from nca_lib.errors import UsageError
 
 Window = Literal["quadrant", "half_plane"]
 
@@ -91,7 +92,7 @@ class FourierDiffNCA(DiffNCA):
         checkpointing: recompute activations in the backward pass.
 
     Raises:
-        ValueError: as [`DiffNCA`][]; or, when called, an image smaller than `2 * frequencies`.
+        UsageError: as [`DiffNCA`][]; or, when called, an image smaller than `2 * frequencies`.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class FourierDiffNCA(DiffNCA):
         """The spectrum before the first step: real parts, then imaginary parts, (B, 2C, rows, n)."""
         smallest = 2 * self.frequencies
         if min(noisy.shape[2:]) < smallest:
-            raise ValueError(
+            raise UsageError(
                 f"the image is {noisy.shape[3]}x{noisy.shape[2]} (width x height); a window of "
                 f"{self.frequencies} frequencies needs at least {smallest}x{smallest}"
             )

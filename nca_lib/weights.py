@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -21,12 +20,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from nca_lib.diff_nca import DiffNCA
+from nca_lib.errors import WeightsError
 from nca_lib.experiments.settings import Experiment
+from nca_lib.files import write_atomically
 from nca_lib.fourier import FourierDiffNCA
-
-
-class WeightsError(ValueError):
-    """Weights that are not there, damaged, or of another model; the message says which."""
 
 
 def save(model: nn.Module, path: str | Path, record: Mapping[str, Any]) -> None:
@@ -46,17 +43,6 @@ def save(model: nn.Module, path: str | Path, record: Mapping[str, Any]) -> None:
     path = Path(path)
     write_atomically(path, blob)
     write_atomically(path.with_suffix(".json"), json.dumps(full, indent=2).encode() + b"\n")
-
-
-def write_atomically(path: Path, blob: bytes) -> None:
-    """Write a file so that a crash leaves either the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def record(name: str | Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -122,11 +121,3 @@ def test_shipped_weights_load_and_their_records_are_complete(name: str) -> None:
     assert expected | {"training_loss", "held_out_loss", "sha256", "library_version"} <= record.keys()
     assert record["experiment"]["name"] == name
     assert record["images_seen"] > 0
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    weights.write_atomically(path, json.dumps({"version": 1}).encode())
-    with pytest.raises(TypeError):
-        weights.write_atomically(path, "not bytes")  # type: ignore[arg-type]
-    assert json.loads(path.read_text()) == {"version": 1}

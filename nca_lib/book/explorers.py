@@ -30,6 +30,7 @@ from nca_lib.book.players import (
 from nca_lib.book.plots import COSTS, measurements, numbers, results_scatter, schedule_curve
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import Inpainting, KnownPixels, enlarge, shaped_canvas
+from nca_lib.errors import UsageError
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import SAMPLERS, ddpm
 
@@ -208,10 +209,10 @@ def spectrum_painter(image: Tensor, frequencies: int = 16) -> Explorer | HTML:
         frequencies: how many per axis are shown, 0 included.
 
     Raises:
-        ValueError: an image smaller than `2 * frequencies`.
+        UsageError: an image smaller than `2 * frequencies`.
     """
     if min(image.shape[1:]) < 2 * frequencies:
-        raise ValueError(
+        raise UsageError(
             f"the image is {image.shape[2]}x{image.shape[1]} (width x height); {frequencies} frequencies "
             f"need at least {2 * frequencies}x{2 * frequencies}"
         )
@@ -259,12 +260,12 @@ def results_explorer(rows: list[dict[str, Any]]) -> Explorer | HTML:
         rows: of the results table that `python -m nca_lib run` writes.
 
     Raises:
-        ValueError: no row has a metric.
+        UsageError: no row has a metric.
     """
     measured = [(row, numbers({c: row.get(c) for c in COSTS}) | measurements(row["metrics"])) for row in rows]
     metrics = list(dict.fromkeys(name for row in rows for name in measurements(row["metrics"])))
     if not metrics:
-        raise ValueError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")
+        raise UsageError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")
     axes = [*COSTS, *metrics]
     kinds = list(dict.fromkeys(row["experiment"]["data"]["kind"] for row in rows))
 
@@ -275,7 +276,7 @@ def results_explorer(rows: list[dict[str, Any]]) -> Explorer | HTML:
             if row["experiment"]["data"]["kind"] == data and x in found and y in found
         ]
         if not chosen:
-            raise ValueError(f"no result on {data} has both {x} and {y}")
+            raise UsageError(f"no result on {data} has both {x} and {y}")
         yield results_scatter(chosen, x, y)
 
     controls = {

@@ -17,7 +17,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from nca_lib.data.images import DataError, to_float
+from nca_lib.data.images import to_float
+from nca_lib.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from nca_lib.data.images import DataError, Split, random_crop, to_float
+from nca_lib.data.images import Split, random_crop, to_float
+from nca_lib.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 

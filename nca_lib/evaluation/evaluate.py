@@ -31,17 +31,14 @@ from tqdm import tqdm
 from nca_lib.data.images import Images, Split
 from nca_lib.devices import best_device
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import EvaluationError
 from nca_lib.evaluation.extractors.choose import default_extractors
 from nca_lib.evaluation.extractors.extractor import Extractor
 from nca_lib.evaluation.judges import DigitJudge, FaceJudge, Judge
 from nca_lib.evaluation.metrics import KID_SUBSETS, NEIGHBOURS, Comparison, Measure
 from nca_lib.experiments.settings import Experiment
+from nca_lib.files import write_atomically
 from nca_lib.samplers import SAMPLERS, sample
-from nca_lib.weights import write_atomically
-
-
-class EvaluationError(ValueError):
-    """An evaluation that would mean nothing; the message says what is too few and how many would do."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor, nn
 
 from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
-from nca_lib.data.images import DataError, to_float
+from nca_lib.data.images import to_float
+from nca_lib.errors import DataError
 from nca_lib.experiments.settings import Experiment
 
 

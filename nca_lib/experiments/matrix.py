@@ -34,8 +34,9 @@ from nca_lib import weights
 from nca_lib.devices import compile_step, computes_bf16
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import ExperimentError
 from nca_lib.evaluation.evaluate import evaluate_model, generator
-from nca_lib.experiments.settings import Experiment, ExperimentError, matrices
+from nca_lib.experiments.settings import Experiment, matrices
 from nca_lib.experiments.training import snapshot_steps, train
 from nca_lib.samplers import sample
 

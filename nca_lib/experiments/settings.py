@@ -41,6 +41,7 @@ from nca_lib.data.images import Images, Split
 from nca_lib.data.tissue import Tissue
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import MLP, Denoiser, ScheduleName, Target, Weighting, noise_schedule
+from nca_lib.errors import ExperimentError
 from nca_lib.fourier import FourierDiffNCA
 
 MODELS: dict[str, type[nn.Module]] = {
@@ -59,10 +60,6 @@ DATASETS: dict[str, type[Images]] = {
     "bcss": BCSS,
     "folder": Folder,
 }
-
-
-class ExperimentError(ValueError):
-    """An experiment that cannot be run; the message names the key and what would be right."""
 
 
 @dataclass(frozen=True, kw_only=True)

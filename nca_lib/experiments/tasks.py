@@ -17,8 +17,9 @@ from nca_lib.baselines import VNCA
 from nca_lib.data.images import Stream
 from nca_lib.devices import compile_step
 from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.errors import ExperimentError
 from nca_lib.experiments.growing import GrowingTask
-from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import sample
 from nca_lib.weights import load
 

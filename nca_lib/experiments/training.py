@@ -21,14 +21,12 @@ from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
 from nca_lib.devices import best_device, compile_step, computes_bf16, hardware
+from nca_lib.errors import TrainingError
 from nca_lib.experiments.optimizers import optimizers_of
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import Task, task_of
-from nca_lib.weights import load, save, write_atomically
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
+from nca_lib.files import write_atomically
+from nca_lib.weights import load, save
 
 
 def decay_factor(options: Training, step: int, progress: float) -> float:
