@@ -39,6 +39,7 @@ from nca_lib.evaluation.metrics import KID_SUBSETS, NEIGHBOURS, Comparison, Meas
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import write_atomically
 from nca_lib.samplers import SAMPLERS, sample
+from nca_lib.weights import digest
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,8 @@ def evaluate(
     extractors = extractors or default_extractors(min(counts.values()))
     _check_counts(counts, protocol, extractors)
     full = _comparison_recipe(protocol, extractors, real, floor, counts, judge) | (recipe or {})
-    digest = hashlib.sha256(json.dumps([full, batch], sort_keys=True).encode()).hexdigest()
-    name = f"evaluation-{protocol}-{digest[:12]}"
+    key = hashlib.sha256(json.dumps([full, batch], sort_keys=True).encode()).hexdigest()
+    name = f"evaluation-{protocol}-{key[:12]}"
     finished = Path(folder) / f"{name}.json" if folder else None
     if finished and finished.is_file():
         return json.loads(finished.read_text())
@@ -377,15 +378,12 @@ def generator(
 def _model_recipe(
     model: nn.Module, experiment: Experiment, sampler: str, steps: int, bf16: bool
 ) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     prior = not isinstance(model, Denoiser)
     return {
         "experiment": experiment.name,
         "data": dict(experiment.data),
         "model": dict(experiment.model),
-        "model_sha256": digest.hexdigest(),
+        "model_sha256": digest(model.state_dict()),
         "sampler": "prior" if prior else sampler,
         "steps": None if prior else steps,
         "precision": "bf16" if bf16 else "float32",
