@@ -29,6 +29,7 @@ from nca_lib.samplers import SAMPLERS
 
 
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    from nca_lib.experiments import checkpoints
     from nca_lib.experiments.training import train
 
     overrides = _overrides(extra)
@@ -36,9 +37,10 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         overrides["training.minutes"] = arguments.minutes
     experiment = Experiment.read(arguments.experiment, overrides)
     folder = Path(arguments.out or Path("runs") / experiment.name)
-    if (folder / "checkpoint.pt").exists() and not arguments.resume:
+    resume = arguments.resume or arguments.resume_anyway
+    if checkpoints.newest(folder) and not resume:
         raise UsageError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
-    train(experiment, folder, resume=arguments.resume, device=arguments.device)
+    train(experiment, folder, resume=resume, resume_anyway=arguments.resume_anyway, device=arguments.device)
     print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
 
 
@@ -112,13 +114,13 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
     from torchvision.utils import make_grid, save_image
 
-    from nca_lib.devices import best_device
+    from nca_lib.devices import device_of
 
     height, width = _size(arguments.size)
     out = Path(arguments.out)
     if not out.parent.is_dir():
         raise UsageError(f"--out: the folder {out.parent} does not exist")
-    device = torch.device(arguments.device) if arguments.device else best_device()
+    device = device_of(arguments.device)
     model = weights.load(arguments.model, device)
     images = _draw(arguments, model, (height, width), device)
     grid = make_grid(images.cpu().float() / 2 + 0.5, nrow=arguments.columns or min(arguments.count, 4))
@@ -197,9 +199,9 @@ def _edit(
 ) -> torch.Tensor:
     _no_more(extra)
     from nca_lib.data import files as images
-    from nca_lib.devices import best_device
+    from nca_lib.devices import device_of
 
-    device = torch.device(arguments.device) if arguments.device else best_device()
+    device = device_of(arguments.device)
     model = weights.load(arguments.model, device)
     if not isinstance(model, Denoiser):
         raise UsageError(f"{arguments.model} is not a diffusion model, which editing needs")
@@ -275,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(experiments.names())}")
     train.add_argument("--out", help="folder of the run (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    train.add_argument("--resume-anyway", action="store_true", help="even with other settings (recorded)")
     train.add_argument("--minutes", type=float, help="stop by the clock, the learning rate scaled to it")
     train.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     train.set_defaults(run=_train)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nca_lib.data.images import Images, Split
-from nca_lib.devices import best_device
+from nca_lib.devices import device_of
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import EvaluationError
 from nca_lib.evaluation.extractors.choose import default_extractors
@@ -316,7 +316,7 @@ def evaluate_model(
     Raises:
         EvaluationError: an unknown protocol or sampler, too few images, or a model that draws no images.
     """
-    device = torch.device(device) if device else best_device()
+    device = device_of(device)
     model = model.to(device).eval()
     train, test = experiment.build_data("train"), experiment.build_data("test")
     kind = experiment.data["kind"]

@@ -17,7 +17,8 @@ from nca_lib.baselines import VNCA
 from nca_lib.data.images import Stream
 from nca_lib.devices import compile_step
 from nca_lib.diffusion import Denoiser, noise_schedule
-from nca_lib.errors import ExperimentError
+from nca_lib.errors import DataError, ExperimentError
+from nca_lib.experiments.checkpoints import ignore_signals
 from nca_lib.experiments.growing import GrowingTask
 from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import sample
@@ -86,11 +87,17 @@ class _ImageTask:
             batch_sampler=batches(),  # type: ignore[arg-type]
             num_workers=self.training.workers,
             generator=torch.Generator(),
+            worker_init_fn=ignore_signals,
         )
         self.batches = iter(loader)
 
     def _next(self) -> Tensor:
-        return next(self.batches).to(self.device)
+        try:
+            return next(self.batches).to(self.device)
+        except DataError as error:
+            # A worker's comes with its traceback, whose last line is what the data said.
+            _, _, said = str(error).rstrip().splitlines()[-1].rpartition("DataError: ")
+            raise DataError(said) from error
 
     def _held_out_images(self) -> Tensor:
         stream = Stream(self.held_out, seed=0)
