@@ -215,7 +215,10 @@ def stop_signals() -> Iterator[Stop]:
         usual()
 
 
-def ignore_signals(worker: int) -> None:
-    """For processes that read images: what Ctrl-C and SLURM send to all is for the training to answer."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def outlive_signals(worker: int) -> None:
+    """For processes that read images: what Ctrl-C and SLURM send to all is for the training to answer.
+
+    SIGTERM ends them five seconds later, as the end of the training's process relies on it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(5))

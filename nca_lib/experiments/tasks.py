@@ -18,7 +18,7 @@ from nca_lib.data.images import Stream
 from nca_lib.devices import compile_step
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.errors import DataError, ExperimentError
-from nca_lib.experiments.checkpoints import ignore_signals
+from nca_lib.experiments.checkpoints import outlive_signals
 from nca_lib.experiments.growing import GrowingTask
 from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import sample
@@ -87,7 +87,7 @@ class _ImageTask:
             batch_sampler=batches(),  # type: ignore[arg-type]
             num_workers=self.training.workers,
             generator=torch.Generator(),
-            worker_init_fn=ignore_signals,
+            worker_init_fn=outlive_signals,
         )
         self.batches = iter(loader)
 
