@@ -24,7 +24,7 @@ from nca_lib.diffusion import Denoiser
 from nca_lib.errors import NCAError, UsageError
 from nca_lib.experiments import settings as experiments
 from nca_lib.experiments.settings import Experiment
-from nca_lib.files import write_atomically
+from nca_lib.files import check_writable, write_atomically
 from nca_lib.samplers import SAMPLERS
 
 
@@ -63,12 +63,24 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    _no_more(extra)
     from nca_lib.evaluation.evaluate import evaluate_model
     from nca_lib.evaluation.extractors.choose import default_extractors
 
-    model = weights.load(arguments.model)
-    experiment = Experiment.from_dict(weights.record(arguments.model)["experiment"])
+    overrides = _overrides(extra)
+    for key in overrides:
+        if not key.startswith("data."):
+            raise UsageError(f"--{key}: unknown argument; --data.KEY says where one's own images are")
+    recorded = weights.record(arguments.model)["experiment"]
+    data = recorded.get("data", {}) | {key.removeprefix("data."): value for key, value in overrides.items()}
+    # What a record says is a stranger's word: it opens no folder and downloads nothing.
+    place = {"celeba": "root", "bcss": "root", "folder": "path"}.get(data.get("kind", ""))
+    if place and f"data.{place}" not in overrides:
+        raise UsageError(
+            f"{arguments.model} was trained on {data['kind']}; say where yours is: --data.{place} FOLDER"
+        )
+    if "data.download" not in overrides:
+        data.pop("download", None)
+    model, experiment = weights.load(arguments.model), Experiment.from_dict(recorded | {"data": data})
     result = evaluate_model(
         model,
         experiment,
@@ -112,20 +124,19 @@ def _overrides(extra: Sequence[str]) -> dict[str, Any]:
 
 def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from torchvision.utils import make_grid, save_image
+    from torchvision.utils import make_grid
 
+    from nca_lib.data import files as images
     from nca_lib.devices import device_of
 
-    height, width = _size(arguments.size)
-    out = Path(arguments.out)
-    if not out.parent.is_dir():
-        raise UsageError(f"--out: the folder {out.parent} does not exist")
-    device = device_of(arguments.device)
-    model = weights.load(arguments.model, device)
-    images = _draw(arguments, model, (height, width), device)
-    grid = make_grid(images.cpu().float() / 2 + 0.5, nrow=arguments.columns or min(arguments.count, 4))
-    save_image(grid if arguments.count > 1 else images[0].cpu().float() / 2 + 0.5, out)
-    print(f"{out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
+    size, device = _size(arguments.size), device_of(arguments.device)
+    images.check_output(arguments.out, arguments.force)
+    drawn = _draw(arguments, weights.load(arguments.model, device), size, device).cpu().float()
+    if arguments.count > 1:
+        drawn = make_grid(drawn, nrow=arguments.columns or min(arguments.count, 4), pad_value=-1)[None]
+    images.write(drawn[0], arguments.out, force=arguments.force)
+    many = "s" if arguments.count > 1 else ""
+    print(f"{arguments.out}: {arguments.count} image{many} of {size[1]}x{size[0]}")
 
 
 def _draw(
@@ -221,8 +232,7 @@ def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     out = Path(arguments.out or f"{Path(arguments.model).stem}.web.json")
     if out.exists() and not arguments.force:
         raise UsageError(f"{out} exists; add --force to overwrite it, or choose another name")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out: the folder {out.parent} does not exist")
+    check_writable(out)
     text = json.dumps(export(weights.load(arguments.model)), separators=(",", ":"))
     write_atomically(out, text.encode())
     print(f"{out}: {len(text) / 1000:.0f} kB")
@@ -314,6 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--columns", type=_positive, help="images per row of the grid")
     sample.add_argument("--bf16", action="store_true", help="mixed precision: faster, slightly different")
     sample.add_argument("--out", default="samples.png", help="the picture to write (default samples.png)")
+    sample.add_argument("--force", action="store_true", help="overwrite the file")
     sample.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     sample.set_defaults(run=_sample)
 
