@@ -38,6 +38,7 @@ from nca_lib.errors import ExperimentError
 from nca_lib.evaluation.evaluate import evaluate_model, generator
 from nca_lib.experiments.settings import Experiment, matrices
 from nca_lib.experiments.training import snapshot_steps, train
+from nca_lib.files import locked, write_atomically
 from nca_lib.samplers import sample
 
 
@@ -128,6 +129,8 @@ def run(
         raise ExperimentError(f"{', '.join(sorted(unknown))}: no such entry in matrix {matrix.name}")
     table = Path(table)
     table.parent.mkdir(parents=True, exist_ok=True)
+    if said := mend(table):
+        progress(said)
     done = {_identity(row) for row in rows(table)}
     for entry in matrix.entries:
         if only and entry.name not in only:
@@ -148,8 +151,7 @@ def run(
         for row in missing:
             progress(f"{entry.name}: evaluating {row['weights']}")
             measured = _measured(matrix, entry, place, row["weights"], used)
-            with table.open("a") as file:
-                file.write(json.dumps(row | measured) + "\n")
+            _append(table, row | measured)
     return [row for row in rows(table) if row["matrix"] == matrix.name]
 
 
@@ -205,4 +207,36 @@ def rows(table: str | Path) -> list[dict[str, Any]]:
     path = Path(table)
     if str(table) == "shipped":
         path = Path(str(resources.files("nca_lib") / "experiments" / "results" / "results.jsonl"))
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                found.append(dict(row))
+        except (ValueError, TypeError) as error:
+            raise ExperimentError(f"{path}, line {number}: not a row of JSON; mend or delete it") from error
+    return found
+
+
+def mend(table: Path) -> str:
+    """Keep aside the half row that an interrupted write left at a table's end; returns what to say."""
+    text = table.read_bytes() if table.is_file() else b""
+    whole, _, half = text.rpartition(b"\n")
+    try:
+        if half.strip():
+            json.loads(half)
+        return ""
+    except ValueError:
+        aside = table.with_name(table.name + ".half")
+        write_atomically(aside, half)
+        write_atomically(table, whole + b"\n" if whole else b"")
+        return f"{table}: its last line was half a row; it is kept in {aside}"
+
+
+def _append(table: Path, row: Mapping[str, Any]) -> None:
+    """Add a row; the table is written anew, so that a full disk leaves the old one."""
+    with locked(table.with_name(table.name + ".lock"), wait=True):
+        text = table.read_bytes() if table.is_file() else b""
+        if text and not text.endswith(b"\n"):
+            text += b"\n"
+        write_atomically(table, text + json.dumps(row).encode() + b"\n")
