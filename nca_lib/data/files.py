@@ -173,6 +173,8 @@ def edit(
 
 
 def _open(path: Path) -> Image.Image:
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: unreadable (is no file)")  # a pipe would be waited for
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
