@@ -74,7 +74,6 @@ class Folder:
                 if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
                     width, height = height, width
         except (
-            UnidentifiedImageError,
             OSError,
             SyntaxError,
             ValueError,
