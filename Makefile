@@ -1,10 +1,11 @@
 # book  execute every notebook and write the HTML book      test  the whole test suite, built pages included
 # lab   work on the notebooks in JupyterLab                 lint  ruff, mypy, import-linter
 # bench speed and memory, always as ratios in one run       clean forget the built book
+# faults  canvases whose processes are killed again and again (minutes)
 # mutants  small changes of the code that no test notices (a quarter of an hour)
 #
 # Each sets up .venv by itself, and again only when requirements.txt or pyproject.toml change.
-.PHONY: book test lab lint bench mutants clean
+.PHONY: book test lab lint bench faults mutants clean
 .DEFAULT_GOAL := book
 
 PYTHON ?= python3
@@ -42,6 +43,9 @@ lint: $(SETUP)
 
 bench: $(SETUP)
 	@python benchmarks/run.py
+
+faults: $(SETUP)
+	@pytest -m faults
 
 # What a mutant asks for may have no end: memory is limited here, time by mutmut.
 mutants: $(SETUP)

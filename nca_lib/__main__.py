@@ -1,7 +1,7 @@
 """The command line: `python -m nca_lib COMMAND`.
 
-Commands: train, run, evaluate, sample, inpaint, upscale, vary, export-web, models. A wrong argument ends with
-exit status 2 and one line that says what would be right.
+Commands: train, show, run, evaluate, sample, canvas, inpaint, upscale, vary, export-web, models. A wrong
+argument ends with exit status 2 and one line that says what would be right.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import sys
 import tomllib
 import traceback
@@ -20,9 +21,11 @@ import torch
 from torch import nn
 
 from nca_lib import weights
+from nca_lib.canvas import command as canvas
 from nca_lib.diffusion import Denoiser
-from nca_lib.errors import NCAError, UsageError
-from nca_lib.experiments import settings as experiments
+from nca_lib.errors import NCAError, ParallelError, UsageError
+from nca_lib.evaluation import command as evaluation
+from nca_lib.experiments import files, settings
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import check_writable, write_atomically
 from nca_lib.samplers import SAMPLERS
@@ -30,6 +33,7 @@ from nca_lib.samplers import SAMPLERS
 
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     from nca_lib.experiments import checkpoints
+    from nca_lib.experiments.parallel import leads, processes
     from nca_lib.experiments.training import train
 
     overrides = _overrides(extra)
@@ -37,16 +41,19 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         overrides["training.minutes"] = arguments.minutes
     experiment = Experiment.read(arguments.experiment, overrides)
     folder = Path(arguments.out or Path("runs") / experiment.name)
-    resume = arguments.resume or arguments.resume_anyway
+    resume, anyway = arguments.resume or arguments.resume_anyway, arguments.resume_anyway
     if checkpoints.newest(folder) and not resume:
         raise UsageError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
-    train(experiment, folder, resume=resume, resume_anyway=arguments.resume_anyway, device=arguments.device)
+    with processes():
+        train(experiment, folder, resume=resume, resume_anyway=anyway, device=arguments.device)
+        if not leads():
+            return
     print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
 
 
 def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from nca_lib.book.plots import measurements
+    from nca_lib.evaluation.metrics import measurements
     from nca_lib.experiments import matrix
 
     chosen = matrix.read(arguments.matrix, arguments.minutes)
@@ -60,42 +67,6 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
             f"{row['name']:28} {row['parameters']:10,} parameters, {row['images_seen']:9,} images: {numbers}"
         )
     print(f"{arguments.table}: {len(rows)} rows of {chosen.name}")
-
-
-def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    from nca_lib.evaluation.evaluate import evaluate_model
-    from nca_lib.evaluation.extractors.choose import default_extractors
-
-    overrides = _overrides(extra)
-    for key in overrides:
-        if not key.startswith("data."):
-            raise UsageError(f"--{key}: unknown argument; --data.KEY says where one's own images are")
-    recorded = weights.record(arguments.model)["experiment"]
-    data = recorded.get("data", {}) | {key.removeprefix("data."): value for key, value in overrides.items()}
-    # What a record says is a stranger's word: it opens no folder and downloads nothing.
-    place = {"celeba": "root", "bcss": "root", "folder": "path"}.get(data.get("kind", ""))
-    if place and f"data.{place}" not in overrides:
-        raise UsageError(
-            f"{arguments.model} was trained on {data['kind']}; say where yours is: --data.{place} FOLDER"
-        )
-    if "data.download" not in overrides:
-        data.pop("download", None)
-    model, experiment = weights.load(arguments.model), Experiment.from_dict(recorded | {"data": data})
-    result = evaluate_model(
-        model,
-        experiment,
-        protocol=arguments.protocol,
-        count=arguments.count,
-        extractors=default_extractors(inception=arguments.inception) if arguments.inception else None,
-        sampler=arguments.sampler,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        bf16=arguments.bf16,
-        folder=arguments.folder,
-        device=arguments.device,
-        progress=True,
-    )
-    print(json.dumps(result, indent=2))
 
 
 def _no_more(extra: Sequence[str]) -> None:
@@ -124,31 +95,29 @@ def _overrides(extra: Sequence[str]) -> dict[str, Any]:
 
 def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    from torchvision.utils import make_grid
-
-    from nca_lib.data import files as images
+    from nca_lib.data.files import check_output, sheet, write
     from nca_lib.devices import device_of
 
-    size, device = _size(arguments.size), device_of(arguments.device)
-    images.check_output(arguments.out, arguments.force)
-    drawn = _draw(arguments, weights.load(arguments.model, device), size, device).cpu().float()
-    if arguments.count > 1:
-        drawn = make_grid(drawn, nrow=arguments.columns or min(arguments.count, 4), pad_value=-1)[None]
-    images.write(drawn[0], arguments.out, force=arguments.force)
-    many = "s" if arguments.count > 1 else ""
-    print(f"{arguments.out}: {arguments.count} image{many} of {size[1]}x{size[0]}")
+    height, width = _size(arguments.size)
+    device = device_of(arguments.device)
+    check_output(arguments.out, arguments.force)
+    model = weights.load(arguments.model, device)
+    images = _draw(arguments, model, (height, width), device)
+    columns = min(arguments.columns or 4, arguments.count)
+    picture = sheet(images, columns) if arguments.count > 1 else images[0]
+    write(picture, arguments.out, force=arguments.force)
+    print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
 
 
 def _draw(
     arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int], device: torch.device
 ) -> torch.Tensor:
-    from nca_lib.devices import compile_step, computes_bf16
+    from nca_lib.devices import compile_step, computes_bf16, worth_compiling
     from nca_lib.samplers import sample
 
     if isinstance(model, Denoiser):
-        # Compiling takes some seconds: worth it from about 50 denoiser calls on a 128x128 image.
         calls = arguments.steps or model.schedule.timesteps
-        if arguments.count * size[0] * size[1] * calls > 50 * 128**2:
+        if worth_compiling(arguments.count * size[0] * size[1] * calls):
             compile_step(model, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
         try:
@@ -238,6 +207,13 @@ def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     print(f"{out}: {len(text) / 1000:.0f} kB")
 
 
+def _show(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    _no_more(extra)
+    from nca_lib.experiments.show import show
+
+    print(show(arguments.experiment, shutil.get_terminal_size((120, 24)).columns))
+
+
 def _size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split("x"))
@@ -250,14 +226,14 @@ def _size(text: str) -> tuple[int, int]:
 
 def _models(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
-    print(f"{'name':24} {'kind':12} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
+    print(f"{'name':24} {'kind':16} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
     for name in weights.names():
         record = weights.record(name)
         experiment = record["experiment"]
         kind = experiment["model"]["kind"]
         data = experiment["growing"]["picture"] if kind == "growing-nca" else experiment["data"]["kind"]
         print(
-            f"{name:24} {kind:12} {record['parameters']:10,} {data:10} {record['steps']:7,} "
+            f"{name:24} {kind:16} {record['parameters']:10,} {data:10} {record['steps']:7,} "
             f"{record['training_seconds'] / 60:7.1f}  {record['hardware']}"
         )
 
@@ -271,11 +247,10 @@ def _positive(text: str) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nca_lib", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command")
 
     keys = "\n".join(
-        f"  --{key} {getattr(hint, '__name__', str(hint)).replace('typing.', '')}\n      {meaning}"
-        for key, (hint, meaning) in experiments.fields().items()
+        f"  --{key} {values}\n      {meaning}" for key, (values, meaning) in settings.fields().items()
     )
     train = commands.add_parser(
         "train",
@@ -284,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"any key of the experiment can be overridden:\n  --model.KEY, --data.KEY\n{keys}",
     )
-    train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(experiments.names())}")
+    train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(files.names())}")
     train.add_argument("--out", help="folder of the run (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
     train.add_argument("--resume-anyway", action="store_true", help="even with other settings (recorded)")
@@ -292,8 +267,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     train.set_defaults(run=_train)
 
+    show = commands.add_parser(
+        "show", help="what an experiment comes to: key, value, where it is set, meaning"
+    )
+    show.add_argument("experiment", help=f"a .toml file, MATRIX/ENTRY, or one of: {', '.join(files.names())}")
+    show.set_defaults(run=_show)
+
     run = commands.add_parser("run", help="train and evaluate a matrix of experiments, what is not yet done")
-    run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(experiments.matrices())}")
+    run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(files.matrices())}")
     run.add_argument("--minutes", type=float, help="train each entry for this long")
     run.add_argument("--only", nargs="+", metavar="ENTRY", help="run these entries only")
     run.add_argument("--out", default="runs", help="each entry trains in OUT/NAME (default runs)")
@@ -301,18 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     run.set_defaults(run=_run)
 
-    evaluate = commands.add_parser("evaluate", help="compare a model's images with its data")
-    evaluate.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
-    evaluate.add_argument("--protocol", default="quick", help="reference, sound or quick (default quick)")
-    evaluate.add_argument("--count", type=_positive, help="images, instead of the protocol's number")
-    evaluate.add_argument("--inception", help="weights-inception-2015-12-05-6726825d.pth, for FID and KID")
-    evaluate.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default ddim")
-    evaluate.add_argument("--steps", type=_positive, default=50, help="denoiser calls (default 50)")
-    evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--bf16", action="store_true", help="draw in mixed precision, as run does")
-    evaluate.add_argument("--folder", help="keep what is measured here, and go on from it")
-    evaluate.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-    evaluate.set_defaults(run=_evaluate)
+    evaluation.add_arguments(commands, _positive, _overrides)
 
     sample = commands.add_parser("sample", help="draw images from a trained model")
     sample.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
@@ -328,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     sample.set_defaults(run=_sample)
 
+    canvas.add_arguments(commands, _positive)
     _add_editing(commands)
 
     export = commands.add_parser("export-web", help="write a model as JSON that runs in a browser")
@@ -366,12 +337,18 @@ def _add_editing(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    arguments, extra = _parser().parse_known_args(argv)
+    parser = _parser()
+    arguments, extra = parser.parse_known_args(argv)
+    if arguments.command is None:
+        parser.error(
+            "which command? For a first picture: python -m nca_lib sample diff-nca-tissue; "
+            "for all of them: python -m nca_lib --help"
+        )
     try:
         arguments.run(arguments, extra)
     except NCAError as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ParallelError) else 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

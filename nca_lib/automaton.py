@@ -101,13 +101,15 @@ class GrowingNCA(nn.Module):
 
     def forward(self, state: Tensor, step: int = 0) -> Tensor:
         """One step: (B, C, H, W) to the same shape. `step` addresses the firing mask."""
-        update = self.narrow(F.relu(self.widen(self.perceive(state))))
-        grown = state + update * self.firing.firing_mask(state, self.update_probability, 0, step)
+        return self._update(state, self.firing.firing_mask(state, self.update_probability, 0, step))
+
+    def _update(self, state: Tensor, mask: Tensor) -> Tensor:
+        grown = state + self.narrow(F.relu(self.widen(self.perceive(state)))) * mask
         return grown * alive(state) * alive(grown)
 
     def compile_step(self, mode: str | None) -> None:
-        """Compile a step."""
-        self.compile()
+        """Compile a step; its mask is drawn outside, whose address would compile it anew."""
+        self._update = torch.compile(self._update, mode=mode)  # type: ignore[method-assign]
 
 
 def states(automaton: Callable[[Tensor, int], Tensor], state: Tensor, steps: int) -> Iterator[Tensor]:
@@ -156,7 +158,7 @@ class SamplePool:
 
     def sample(self, batch: int) -> tuple[Tensor, Tensor]:
         """`batch` different states at random: their indices (for `replace`), and the states."""
-        indices = torch.randperm(len(self.states))[:batch]
+        indices = torch.randperm(len(self.states))[:batch].to(self.states.device, non_blocking=True)
         return indices, self.states[indices]
 
     def replace(self, indices: Tensor, states: Tensor) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.errors import UsageError
-from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.extras import extra
+from nca_lib.noise import CounterNoise, Noise, Purpose, TorchNoise
 
 UNetSize = Literal["71k", "145k", "281k", "587k", "S", "M", "L"]
 
@@ -46,17 +47,16 @@ class UNet(nn.Module):
         image_channels: channels of the images.
 
     Raises:
-        UsageError: diffusers is not installed; `size` is none of these.
+        MissingExtra: diffusers is not installed.
+        UsageError: `size` is none of these.
     """
 
     def __init__(self, size: UNetSize = "M", image_channels: int = 3):
         super().__init__()
         if size not in UNET_SIZES:
             raise UsageError(f"unknown UNet size {size!r}; choose one of {', '.join(UNET_SIZES)}")
-        try:
+        with extra("baselines"):
             from diffusers import UNet2DModel
-        except ImportError:
-            raise UsageError("UNet needs diffusers, which is not installed: pip install diffusers") from None
         self.image_channels = image_channels
         widths, blocks = UNET_SIZES[size]
         plain = len(widths) - 1
@@ -84,7 +84,7 @@ class UNet(nn.Module):
                 f"so height and width must be multiples of {self.factor}"
             )
         # The sinusoids of its time embedding are made for timesteps of 0..1000, whatever T is here.
-        return self.net(noisy, 1000 * time).sample
+        return self.net(noisy, 1000 * time.to(noisy.device, non_blocking=True)).sample
 
     def compile_step(self, mode: str | None) -> None:
         """Compile the network."""
@@ -203,7 +203,7 @@ class VNCA(nn.Module):
                 yield state
             for _ in range(self.steps):
                 if torch.is_grad_enabled():
-                    state = checkpoint(self.step, state, use_reentrant=False)
+                    state = checkpoint(self.step, state, use_reentrant=False, preserve_rng_state=False)
                 else:
                     state = self.step(state)
                 yield state
@@ -216,7 +216,8 @@ class VNCA(nn.Module):
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log sigma of z given `images` (B, C, size, size) in [-1, 1]: two (B, latent)."""
-        mean, log_sigma = self.encoder(images).chunk(2, dim=1)
+        # In the images' precision whatever surrounds it: eight bits of a log sigma are too few for an ELBO.
+        mean, log_sigma = self.encoder(images).to(images.dtype).chunk(2, dim=1)
         return mean, log_sigma
 
     def _parameters_of(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,19 +250,21 @@ class VNCA(nn.Module):
         blue = (location[:, 2] + k[:, 1] * red + k[:, 2] * green).clamp(-1, 1)
         return torch.stack([red, green, blue], dim=1)
 
-    def elbo(self, images: Tensor) -> Tensor:
+    def elbo(self, images: Tensor, noise: Noise | None = None) -> Tensor:
         """The evidence lower bound on log p(image), in nats, one for each image: (B, C, H, W) to (B,).
 
-        One z is drawn per image (torch's generator) and reparametrised; the KL term is in closed form.
+        One z is drawn per image (from `noise`, torch's generator by default) and reparametrised; the KL term
+        is in closed form.
         Divide by `-log(2) C H W` for bits per dimension.
         """
         mean, log_sigma = self.encode(images)
-        z = mean + log_sigma.exp() * torch.randn_like(mean)
+        drawn = (noise or TorchNoise()).normal(mean, Purpose.START, 0)
+        z = mean + log_sigma.exp() * drawn
         return self.log_likelihood(images, self.decode(z)) - kl_from_prior(mean, log_sigma)
 
-    def loss(self, images: Tensor) -> Tensor:
+    def loss(self, images: Tensor, noise: Noise | None = None) -> Tensor:
         """Minus the mean ELBO in nats per image, as published; `images` (B, C, size, size) in [-1, 1]."""
-        return -self.elbo(images).mean()
+        return -self.elbo(images, noise).mean()
 
     @torch.no_grad()
     def sample(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -12,9 +15,9 @@ from nca_lib.errors import UsageError
 
 
 def best_device() -> torch.device:
-    """CUDA where there is one, else MPS, else the CPU."""
+    """CUDA where there is one (of several, this process's own), else MPS, else the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -53,6 +56,32 @@ def computes_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+@contextmanager
+def arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> Iterator[None]:
+    """How products are computed within the block.
+
+    Args:
+        device: TF32 and the search for the fastest convolutions concern NVIDIA GPUs only.
+        tf32: float32 products with ten bits behind the point.
+        deterministic: refuse algorithms whose results differ from call to call.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    benchmark, repeatable = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1], benchmark
+        torch.use_deterministic_algorithms(repeatable)
+
+
 def compile_step(model: nn.Module, device: torch.device) -> None:
     """Compile in place what a model's calls repeat; each kind of model says what that is.
 
@@ -77,3 +106,8 @@ def compiler_failed(error: BaseException) -> str:
         f"compiling failed ({said:.120}); an interrupted compilation leaves broken files, so if it fails "
         f"again, delete {cache_dir()}"
     )
+
+
+def worth_compiling(pixels: int) -> bool:
+    """Whether compiling, which takes some seconds, pays for denoiser calls on so many pixels in all."""
+    return pixels > 50 * 128**2

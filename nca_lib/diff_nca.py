@@ -8,7 +8,7 @@ times over, every cell looks at its 3x3 neighbourhood and adds an update to what
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -28,15 +28,18 @@ Norm = Literal["cell", "group"]
 Padding = Literal["reflect", "zeros"]
 
 
-def lift(scalars: Tensor, encoding: Encoding) -> Tensor:
+def lift(scalars: Tensor, encoding: Encoding, first: int = 0) -> Tensor:
     """Turn each of n scalars per cell into four numbers: (B, n, H, W) to (B, 4n, H, W).
 
     - `"reference"`: `s_i * [cos(i), cos(i/100), sin(i), sin(i/100)]`, what the public code computes. It is
       linear in the scalars.
     - `"sinusoidal"`: `[cos(ws), cos(8ws), sin(ws), sin(8ws)]` with w = pi/2, so that the slow pair names
       every s in [0, 1] without ambiguity and the fast pair resolves it.
+
+    `first` is the index i of the first scalar.
     """
     index = torch.arange(scalars.shape[1], device=scalars.device, dtype=scalars.dtype).view(1, -1, 1, 1)
+    index = index + first
     if encoding == "reference":
         waves = [(index * rate).cos() for rate in (1, 0.01)] + [(index * rate).sin() for rate in (1, 0.01)]
         lifted = [scalars * wave for wave in waves]
@@ -168,14 +171,24 @@ class Cell(nn.Module):
 
     def told(self, time: Tensor, step: float, height: int, width: int) -> Tensor:
         """What is embedded, the numbers from [`lift`][]: (B, 16, H, W), or (B, 8, 1, 1) without position."""
-        clock = torch.stack([time, torch.full_like(time, step)], dim=1).view(-1, 2, 1, 1)
+        clock = self.clock(time, [step])[0, :, :, None, None]
         if not self.position:
-            return lift(clock, self.encoding)
-        clock = clock.expand(-1, -1, height, width)
-        px = torch.linspace(1, 0, width).to(time).view(1, 1, 1, width).expand(len(time), 1, height, width)
-        py = torch.linspace(1, 0, height).to(time).view(1, 1, height, 1).expand_as(px)
+            return clock
+        place = self.place(height, width, time).expand(len(time), -1, -1, -1)
+        return torch.cat([place, clock.expand(-1, -1, height, width)], dim=1)
+
+    def place(self, height: int, width: int, like: Tensor) -> Tensor:
+        """What each cell is told of its place: (1, 8, H, W), of the dtype and device of `like`."""
+        py, px = (torch.linspace(1, 0, n, device=like.device).to(like.dtype) for n in (height, width))
         # py before px: the public code calls its first scalar px, but exchanges height and width inside.
-        return lift(torch.cat([py, px, clock], dim=1), self.encoding)
+        return lift(torch.stack(torch.meshgrid(py, px, indexing="ij"))[None], self.encoding)
+
+    def clock(self, time: Tensor, steps: Sequence[float]) -> Tensor:
+        """What all cells are told of the times (B,), in [0, 1), and the steps, k/K: (steps, B, 8)."""
+        moments = torch.tensor(steps, dtype=time.dtype).to(time.device, non_blocking=True)
+        clock = torch.stack([time.expand(len(moments), -1), moments[:, None].expand(-1, len(time))], dim=-1)
+        lifted = lift(clock.reshape(-1, 2, 1, 1), self.encoding, first=2 if self.position else 0)
+        return lifted.view(len(moments), len(time), -1)
 
     def forward(self, state: Tensor, embedding: Tensor, mask: Tensor | None = None) -> Tensor:
         """One step: (B, C, H, W) to the same shape. `mask` (B, 1, H, W) is 1 where a cell fires."""
@@ -195,7 +208,7 @@ class DiffNCA(nn.Module):
     """Diff-NCA: K steps of one cell in image space.
 
     Obeys the denoiser contract: `forward(noisy, time)` maps (B, 3, H, W) and (B,) in [0, 1) to an output
-    shaped like `noisy`, for any H, W of at least 2.
+    shaped like `noisy`, for any H, W of at least 2. Times on the CPU are read without waiting for a GPU.
 
     Args:
         channels: C, numbers per cell: image, prediction, hidden.
@@ -267,21 +280,27 @@ class DiffNCA(nn.Module):
 
     def rollout(self, state: Tensor, time: Tensor) -> Iterator[Tensor]:
         """Yield the state after each of the K steps, from a given one."""
+        told = time.to(state.device, non_blocking=True)
         for k, mask in enumerate(self.masks(state, time)):
-            embedding = self.cell.condition(time, k / self.steps, *state.shape[2:])
-            if self.checkpointing and torch.is_grad_enabled():
-                state = checkpoint(self.cell, state, embedding, mask, use_reentrant=False)
-            else:
-                state = self.cell(state, embedding, mask)
+            embedding = self.cell.condition(told, k / self.steps, *state.shape[2:])
+            state = self.literal_step(self.cell, state, embedding, mask)
             yield state
 
-    def masks(self, state: Tensor, time: Tensor) -> Iterator[Tensor | None]:
-        """Yield for each of the K steps which cells of `state` fire, (B, 1, H, W); None where all do."""
+    def literal_step(
+        self, cell: Cell, state: Tensor, embedding: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """One step of a cell, recomputed in the backward pass if so desired."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return cell(state, embedding, mask)
+        return checkpoint(cell, state, embedding, mask, use_reentrant=False, preserve_rng_state=False)
+
+    def masks(self, state: Tensor, time: Tensor) -> Iterable[Tensor | None]:
+        """For each of the K steps which cells of `state` fire, (B, 1, H, W); None where all do."""
+        if self.update_probability == 1:
+            return [None] * self.steps
         # The masks of a seeded noise source are addressed by time, so that equal calls agree.
-        moment = round(float(time[0]) * 2**20)
-        for k in range(self.steps):
-            rests = self.update_probability < 1
-            yield self.firing.firing_mask(state, self.update_probability, moment, k) if rests else None
+        moment = round(float(time[0]) * 2**20) if self.firing.addressed else 0
+        return self.firing.firing_masks(state, self.update_probability, moment, self.steps)
 
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
         """The state that `forward` starts from."""
@@ -290,12 +309,15 @@ class DiffNCA(nn.Module):
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Run the automaton on `noisy` and read its prediction channels."""
         time = self.shared(time)
-        state = self.initial_state(noisy, time)
+        return self.image_stage(self.initial_state(noisy, time), time)
+
+    def image_stage(self, state: Tensor, time: Tensor) -> Tensor:
+        """The prediction after K steps in image space; `time` as [`shared`][] gives it."""
         if self.runs_fast:
             moments = [k / self.steps for k in range(self.steps)]
             state = self.fast_rollout(self.cell, state, time, moments, self.masks(state, time))
         else:
-            for state in self.rollout(state, time.expand(len(noisy))):  # noqa: B007, B020 - the last one
+            for state in self.rollout(state, time.expand(len(state))):  # noqa: B007, B020 - the last one
                 pass
         return state[:, self.image_channels : 2 * self.image_channels]
 

@@ -52,11 +52,24 @@ class NoiseSchedule:
     def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """`sqrt(alpha_bar[t])` and `sqrt(1 - alpha_bar[t])` as (B, 1, 1, 1) tensors like `like`.
 
-        `t` is (B,) integers in -1..T-1, where -1 stands for the clean image (alpha_bar = 1).
+        `t` is (B,) integers in -1..T-1, where -1 stands for the clean image (alpha_bar = 1). They are looked
+        up where `t` lies; nothing waits for the device.
         """
-        table = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar])
-        alpha_bar = table[t.cpu() + 1].view(-1, 1, 1, 1)
-        return alpha_bar.sqrt().to(like), (1 - alpha_bar).sqrt().to(like)
+        found = self._table(t.device, like.dtype)[:, t + 1].view(2, -1, 1, 1, 1)
+        signal, sigma = found.to(like.device, non_blocking=True)
+        return signal, sigma
+
+    @cached_property
+    def _tables(self) -> dict[tuple[torch.device, torch.dtype], Tensor]:
+        return {}
+
+    def _table(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Both levels of t = -1, ..., T-1: (2, T + 1), computed in float64 on the CPU and kept."""
+        if (device, dtype) not in self._tables:
+            alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar])
+            levels = torch.stack([alpha_bar, 1 - alpha_bar]).sqrt()
+            self._tables[device, dtype] = levels.to(dtype).to(device)
+        return self._tables[device, dtype]
 
     def add_noise(self, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Jump to timestep t in one go: sqrt(ab) x0 + sqrt(1 - ab) eps (Ho et al. 2020, eq. 4)."""
@@ -161,10 +174,10 @@ def min_snr_weight(target: Target, schedule: NoiseSchedule, t: Tensor, gamma: fl
     noise, no longer outweigh the others. For the noise that is min(SNR, gamma) / SNR, for the velocity
     min(SNR, gamma) / (SNR + 1).
     """
-    alpha_bar = schedule.alpha_bar[t]
-    snr = alpha_bar / (1 - alpha_bar)
+    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
     per_error = {"x0": torch.ones_like(snr), "epsilon": snr, "v": snr + 1}[target]
-    return (snr.clamp(max=gamma) / per_error).float()
+    weights = (snr.clamp(max=gamma) / per_error).float()
+    return weights.to(t.device, non_blocking=True)[t]
 
 
 class Denoiser(nn.Module):
@@ -175,7 +188,8 @@ class Denoiser(nn.Module):
     integers. The network knows neither: it maps `noisy` and the time t/T in [0, 1) to its target.
 
     Args:
-        network: any module with `forward(noisy, time)`, the output shaped like `noisy`.
+        network: any module with `forward(noisy, time)`, the output shaped like `noisy`; `time` (B,) may lie
+            on the CPU.
         schedule: the schedule it was trained with.
         target: what its output means.
         weighting: of the loss over timesteps, `"uniform"` or `"min_snr"`, see [`min_snr_weight`][].
@@ -200,7 +214,10 @@ class Denoiser(nn.Module):
         return cast(int, self.network.image_channels)
 
     def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
-        """The clean estimate: the image under `noisy`, as the network sees it; shaped like `noisy`."""
+        """The clean estimate: the image under `noisy`, as the network sees it; shaped like `noisy`.
+
+        On a GPU, timesteps that lie on the CPU let an automaton see that all are the same without waiting.
+        """
         return clean_of(self.target, self.schedule, self._output(noisy, t), noisy, t)
 
     def noise(self, noisy: Tensor, t: Tensor) -> Tensor:
@@ -208,7 +225,7 @@ class Denoiser(nn.Module):
         return noise_of(self.target, self.schedule, self._output(noisy, t), noisy, t)
 
     def _output(self, noisy: Tensor, t: Tensor) -> Tensor:
-        return self.network(noisy, self.schedule.time(t).to(noisy.device)).to(noisy.dtype)
+        return self.network(noisy, self.schedule.time(t)).to(noisy.dtype)
 
     def compile_step(self, mode: str | None) -> None:
         """Compile what a call repeats, see [`compile_step`][nca_lib.devices.compile_step]."""
@@ -217,15 +234,15 @@ class Denoiser(nn.Module):
     def loss(self, clean: Tensor, t: Tensor, noise: Tensor, teacher: Denoiser | None = None) -> Tensor:
         """The training loss (MSE + L1) on the network's own target; a scalar.
 
-        `clean` (B, C, H, W) in [-1, 1], `t` (B,) integers on the CPU, `noise` like `clean`. With a `teacher`,
+        `clean` (B, C, H, W) in [-1, 1], `t` (B,) integers, `noise` like `clean`. With a `teacher`,
         which must have the same target and schedule, the target is what the teacher's network says
         (distillation, Hinton et al. 2015).
         """
-        noisy, time = self.schedule.add_noise(clean, t, noise), self.schedule.time(t).to(clean.device)
+        noisy, time = self.schedule.add_noise(clean, t, noise), self.schedule.time(t)
         output = self.network(noisy, time)
         weight = None
         if self.weighting == "min_snr":
-            weight = min_snr_weight(self.target, self.schedule, t).to(clean.device)
+            weight = min_snr_weight(self.target, self.schedule, t).to(clean.device, non_blocking=True)
         if teacher is None:
             wanted = target_of(self.target, self.schedule, clean, noise, t)
         else:
@@ -262,7 +279,7 @@ class MLP(nn.Module):
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Map `noisy` (B, C, size, size) and `time` (B,) in [0, 1) to an output shaped like `noisy`."""
-        angles = time[:, None] * self.frequencies
+        angles = time.to(noisy.device, non_blocking=True)[:, None] * self.frequencies
         features = torch.cat([noisy.flatten(1), angles.sin(), angles.cos()], dim=1)
         return self.layers(features).view_as(noisy)
 

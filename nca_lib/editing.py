@@ -13,7 +13,8 @@ Images are (B, C, H, W) in [-1, 1]. All randomness comes from [`CounterNoise`][n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -78,12 +79,17 @@ class KnownPixels(Constraint):
                 path += visited[place - self.jump : place + 1] * (self.repeats - 1)
         return path
 
+    def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """The noise itself. Image and mask are taken to its device, once."""
+        self.image, self.mask = self.image.to(start), self.mask.to(start.device)
+        return start
+
     def overwrite(self, image: Tensor, schedule: NoiseSchedule, t: int, noise: Noise, address: int) -> Tensor:
         """The image with its known pixels put back, clean or noised to timestep t."""
         known = self.image.to(image)
         if self.mode == "repaint" and t >= 0:
-            drawn = noise.normal(image, Purpose.START, 1 + address)
-            known = schedule.add_noise(known, torch.tensor([t]), drawn)
+            signal, sigma = schedule.levels(t)
+            known = signal * known + sigma * noise.normal(image, Purpose.START, 1 + address)
         return torch.where(self.mask.to(image.device), known, image)
 
 
@@ -118,6 +124,11 @@ class LowResolution(Constraint):
         if factor < 2:
             raise EditingError(f"factor is {factor}; a whole number of at least 2 enlarges")
         self.image, self.factor = image, factor
+
+    def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
+        """The noise itself. The image is taken to its device, once."""
+        self.image = self.image.to(start)
+        return start
 
     def correct(self, clean: Tensor) -> Tensor:
         """The clean estimate with its blocks' means put right."""
@@ -159,7 +170,8 @@ class FromImage(Constraint):
         """The image, noised to the first timestep."""
         if self.first == schedule.timesteps - 1:
             return start
-        return schedule.add_noise(self.image.to(start), torch.tensor([self.first]), start)
+        signal, sigma = schedule.levels(self.first)
+        return signal * self.image.to(start) + sigma * start
 
 
 def inpaint(
@@ -333,16 +345,34 @@ class BlendedNoise(Noise):
     def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
         """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32."""
         a, b = (source.uniform(like[:1], purpose, step, substep) for source in (self.first, self.second))
+        return self._blend_uniform(a, b)
+
+    def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
+        """Yield the uniform numbers of substeps 0 ... count - 1."""
+        ends = (source.uniforms(like[:1], purpose, step, count) for source in (self.first, self.second))
+        return map(self._blend_uniform, *ends)
+
+    def _blend_uniform(self, a: Tensor, b: Tensor) -> Tensor:
         half = 2.0**-25  # from the middle of each of the 2^24 intervals, so that 0 has a finite quantile
-        blend = self._blend(*(torch.special.ndtri(end.double() + half) for end in (a, b)))
-        blended = torch.special.ndtr(blend).float().clamp(max=1 - 2**-24)
-        weight = self.weight.to(a).view(-1, 1, 1, 1)
-        return torch.where(weight == 0, a, torch.where(weight == 1, b, blended))
+        exact = [end.cpu() if end.device.type == "mps" else end for end in (a, b)]  # MPS has no float64
+        blend = self._blend(*(torch.special.ndtri(end.double() + half) for end in exact))
+        blended = torch.special.ndtr(blend).float().clamp(max=1 - 2**-24).to(a.device)
+        first, last = _rows(self.weight == 0, a), _rows(self.weight == 1, a)
+        return torch.where(first, a, torch.where(last, b, blended))
+
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> BlendedNoise:
+        """The same for a part of the image, see [`Noise.at`][nca_lib.noise.Noise.at]."""
+        return replace(self, first=self.first.at(y, x, period), second=self.second.at(y, x, period))
 
     def _blend(self, a: Tensor, b: Tensor) -> Tensor:
-        angle = self.weight.double().view(-1, 1, 1, 1) * (math.pi / 2)
-        toward = angle.sin().to(a) * b
-        return torch.where(angle.to(a.device) == math.pi / 2, b, angle.cos().to(a) * a + toward)
+        angle = self.weight.double() * (math.pi / 2)
+        cosine, sine = (_rows(wave.to(a.dtype), a) for wave in (angle.cos(), angle.sin()))
+        return torch.where(_rows(self.weight == 1, a), b, cosine * a + sine * b)
+
+
+def _rows(values: Tensor, like: Tensor) -> Tensor:
+    """One value (B,) for each image of a batch, on the device of `like`."""
+    return values.view(-1, 1, 1, 1).to(like.device, non_blocking=True)
 
 
 def enlarge(image: Tensor, factor: int) -> Tensor:

@@ -26,11 +26,23 @@ class WeightsError(NCAError):
 
 
 class TrainingError(NCAError):
-    """Training cannot begin or go on; the message says at which step and why."""
+    """Training cannot begin or go on; the message says why."""
+
+
+class DivergedError(TrainingError):
+    """The loss or a gradient is not finite; the message begins with the step."""
+
+
+class ParallelError(NCAError):
+    """Another process ended, so this one cannot go on."""
 
 
 class EvaluationError(NCAError):
     """An evaluation that would mean nothing; the message says what is too few and how many would do."""
+
+
+class CanvasError(NCAError):
+    """A canvas that cannot be made; the message says what would be right."""
 
 
 class EditingError(NCAError):

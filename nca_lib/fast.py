@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from nca_lib.diff_nca import Cell
 
 Net = tuple[Tensor, Tensor, Tensor, Tensor]  # weight and bias, twice
-Step = Callable[[Tensor, "Tensor | None", "CellWeights", "Tensor | None", str], Tensor]
+Told = tuple[Tensor, Tensor]
+Step = Callable[[Tensor, "Told | None", "CellWeights", "Tensor | None", str], Tensor]
 
 
 class CellWeights(NamedTuple):
@@ -88,26 +89,36 @@ def _multiply(x: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias[:, None], x.flatten(1, 2), matrix.mT).view(*x.shape[:-1], -1)
 
 
-def fast_step(
-    state: Tensor, told: Tensor | None, by: CellWeights, mask: Tensor | None, padding: str
-) -> Tensor:
+def _pad(x: Tensor, padding: str) -> Tensor:
+    if padding == "reflect" and torch.are_deterministic_algorithms_enabled():
+        x = torch.cat(
+            [x[:, :, 1:2], x, x[:, :, -2:-1]], 2
+        )  # on CUDA, F.pad's gradient is summed in any order
+        return torch.cat([x[..., 1:2], x, x[..., -2:-1]], 3)
+    return F.pad(x, (1, 1, 1, 1), mode="reflect" if padding == "reflect" else "constant")
+
+
+def fast_step(state: Tensor, told: Told | None, by: CellWeights, mask: Tensor | None, padding: str) -> Tensor:
     """One step, channels last: (B, H, W, C) to the same shape, in the state's precision.
 
     Args:
         state: what the cells hold.
-        told: what is embedded at each, (1 or B, H, W, 16); None where it is folded into the weights.
+        told: what the embedding's first layer makes of place, (1, H, W, 256), and of time and step,
+            (1 or B, 256), apart: they add up. None where it is folded into the weights.
         by: the weights; the products are done in their precision.
         mask: (B, H, W, 1), 1 where a cell fires; None where all do.
         padding: `"reflect"` or `"zeros"`.
     """
     z = state.to(by.widen.dtype)
-    embedding = None if told is None else _apply(by.embedding, told).to(z.dtype)
-    if embedding is not None:
+    embedding = None
+    if told is not None:
+        place, clock = told
+        embedding = F.linear(F.silu(place + clock[:, None, None]), *by.embedding[2:]).to(z.dtype)
         z = torch.cat([z, embedding.expand(len(z), *z.shape[1:3], -1)], dim=-1)
-    padded = F.pad(
-        z.permute(0, 3, 1, 2), (1, 1, 1, 1), mode="reflect" if padding == "reflect" else "constant"
+    around = (
+        F.conv2d(_pad(z.permute(0, 3, 1, 2), padding), by.perception).permute(0, 2, 3, 1)
+        + by.perception_bias[..., None, None, :]
     )
-    around = F.conv2d(padded, by.perception).permute(0, 2, 3, 1) + by.perception_bias[..., None, None, :]
     seen = torch.cat([z, around], dim=-1)
     if embedding is not None and by.modulate_seen is not None:
         seen = seen * _apply(by.modulate_seen, embedding)
@@ -117,6 +128,17 @@ def fast_step(
         hidden = hidden * _apply(by.modulate_hidden, embedding)
     update = _multiply(hidden, by.narrow, by.narrow_bias).to(state.dtype)
     return state + (update if mask is None else mask * update)
+
+
+def _first_layer(cell: Cell, net: Net, clocks: Tensor, size: Sequence[int]) -> Told:
+    """What the embedding's first layer makes of place, once for all, and of the clocks."""
+    weight, bias = net[:2]
+    if not cell.position:
+        return bias.expand(1, 1, 1, -1), F.linear(clocks, weight)
+    where, when = weight.split(clocks.shape[-1], dim=1)
+    height, width = size
+    place = cell.place(height, width, clocks).permute(0, 2, 3, 1)
+    return F.linear(place, where, bias), F.linear(clocks, when)
 
 
 def fast_rollout(
@@ -145,16 +167,17 @@ def fast_rollout(
     with torch.autocast(device, enabled=False):
         exact = cell.weights()
         by, told = exact.to(dtype), None
+        clocks = cell.clock(time.to(state.device, non_blocking=True), moments)
         if cell.foldable:
-            clocks = torch.stack([cell.told(time, moment, *size).flatten(1) for moment in moments])
             folded = fold(exact, clocks if len(time) > 1 else clocks[:, 0]).to(dtype)
+        else:
+            place, clocks = _first_layer(cell, exact.embedding, clocks, size)
         state = state.permute(0, 2, 3, 1).contiguous()
         for k, mask in enumerate(masks):
             if cell.foldable:
                 by = folded.at(k)
             else:
-                told = cell.told(time, moments[k], *size).permute(0, 2, 3, 1)
-                told = told.expand(-1, *size, -1).contiguous()
+                told = place, clocks[k]
             fires = None if mask is None else mask.permute(0, 2, 3, 1)
             given = (state, told, by, fires, cell.padding)
             if recompute:

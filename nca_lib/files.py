@@ -91,7 +91,7 @@ def locked(path: str | Path, wait: bool = False) -> Iterator[None]:
         OutputError: another process holds the lock; the message names its host and id.
     """
     path = Path(path)
-    with writing(path):
+    with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
     with file:

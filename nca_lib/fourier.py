@@ -7,12 +7,12 @@ pixel, so one step there is a message to the whole image; in image space a messa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
 from nca_lib.errors import UsageError
@@ -65,6 +65,50 @@ def image_of_window(coefficients: Tensor, window: Window, height: int, width: in
     gap = height - rows
     full = torch.cat([positive, positive.new_zeros(*positive.shape[:-2], gap, frequencies), negative], dim=-2)
     return torch.fft.irfft2(full, s=(height, width), norm="forward")
+
+
+def window_sums(part: Tensor, y: Tensor, x: Tensor, size: tuple[int, int], window: Window, n: int) -> Tensor:
+    """What a part of an image adds to its [`spectrum_window`][]; the parts' sums add up to that of the whole.
+
+    The two-dimensional sum over pixels is a product of two matrices of waves, one for each axis.
+
+    Args:
+        part: (B, C, h, w), the pixels of rows `y` and columns `x`.
+        y: (h,) integers.
+        x: (w,) integers.
+        size: height and width of the whole image.
+        window: which coefficients.
+        n: frequencies per axis.
+
+    Returns:
+        (B, C, rows, n), complex128.
+    """
+    vertical, horizontal = _waves(y, x, size, window, n)
+    return vertical.conj() @ part.to(vertical.dtype) @ horizontal.conj().mT / (size[0] * size[1])
+
+
+def part_of_window(
+    coefficients: Tensor, y: Tensor, x: Tensor, size: tuple[int, int], window: Window
+) -> Tensor:
+    """Rows `y` and columns `x` of [`image_of_window`][], (B, C, h, w), without the rest of the image."""
+    vertical, horizontal = _waves(y, x, size, window, coefficients.shape[-1])
+    # Each wave counts twice, for its conjugate; in the quadrant that is absent, and kx = 0 is its own.
+    weight = torch.full_like(horizontal[:, 0], 2 if window == "half_plane" else 1)
+    weight[0] = 1
+    waves = vertical.mT @ (coefficients.to(vertical.dtype) * weight) @ horizontal
+    return waves.real.to(coefficients.real.dtype)
+
+
+def _waves(y: Tensor, x: Tensor, size: tuple[int, int], window: Window, n: int) -> tuple[Tensor, Tensor]:
+    """exp(2 pi i ky y / H), (rows, h), and exp(2 pi i kx x / W), (n, w), complex128."""
+
+    def waves(k: Tensor, place: Tensor, length: int) -> Tensor:
+        turns = (k[:, None] * place).remainder(length).double() / length  # in integers: no digit is lost
+        return torch.polar(torch.ones_like(turns), 2 * math.pi * turns)
+
+    lowest = 0 if window == "quadrant" else 1 - n
+    rows, columns = torch.arange(lowest, n, device=y.device), torch.arange(n, device=x.device)
+    return waves(rows, y, size[0]), waves(columns, x, size[1])
 
 
 class FourierDiffNCA(DiffNCA):
@@ -145,38 +189,46 @@ class FourierDiffNCA(DiffNCA):
 
     def spectrum_seed(self, noisy: Tensor) -> Tensor:
         """The spectrum before the first step: real parts, then imaginary parts, (B, 2C, rows, n)."""
+        self.check_size(*noisy.shape[2:])
+        return self.seed_of_window(spectrum_window(noisy, self.window, self.frequencies))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse (ValueError) an image that is smaller than `2 * frequencies`."""
         smallest = 2 * self.frequencies
-        if min(noisy.shape[2:]) < smallest:
+        if min(height, width) < smallest:
             raise UsageError(
-                f"the image is {noisy.shape[3]}x{noisy.shape[2]} (width x height); a window of "
+                f"the image is {width}x{height} (width x height); a window of "
                 f"{self.frequencies} frequencies needs at least {smallest}x{smallest}"
             )
-        image = spectrum_window(noisy, self.window, self.frequencies)
+
+    def seed_of_window(self, image: Tensor) -> Tensor:
+        """The same from the image's coefficients, (B, image channels, rows, n)."""
         empty = image.new_zeros(len(image), self.channels - image.shape[1], *image.shape[2:])
         spectrum = torch.cat([image, empty], dim=1)
         return torch.cat([spectrum.real, spectrum.imag], dim=1)
 
     def spectrum_rollout(self, spectrum: Tensor, time: Tensor) -> Iterator[Tensor]:
         """Yield the spectrum after each step in frequency space, from a given one."""
+        time = time.to(spectrum.device, non_blocking=True)
         for k in range(self.spectrum_steps):
             embedding = self.spectrum_cell.condition(time, k / self.frequencies, *spectrum.shape[2:])
-            if self.checkpointing and torch.is_grad_enabled():
-                spectrum = checkpoint(self.spectrum_cell, spectrum, embedding, use_reentrant=False)
-            else:
-                spectrum = self.spectrum_cell(spectrum, embedding)
+            spectrum = self.literal_step(self.spectrum_cell, spectrum, embedding)
             yield spectrum
 
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
         """The state that the image stage starts from: the noisy image, and what the spectrum says."""
-        spectrum = self.spectrum_seed(noisy)
+        written = self.written(self.spectrum_seed(noisy), time)
+        return torch.cat([noisy, image_of_window(written, self.window, *noisy.shape[2:])], dim=1)
+
+    def written(self, spectrum: Tensor, time: Tensor) -> Tensor:
+        """What the frequency stage tells the image stage: coefficients of all channels but the image's."""
         if self.runs_fast:
             moments = [k / self.frequencies for k in range(self.spectrum_steps)]
             all_fire = [None] * self.spectrum_steps
             spectrum = self.fast_rollout(self.spectrum_cell, spectrum, time, moments, all_fire)
         else:
-            time = time.expand(len(noisy))
+            time = time.expand(len(spectrum))
             for spectrum in self.spectrum_rollout(spectrum, time):  # noqa: B007, B020 - the last one counts
                 pass
         real, imaginary = spectrum.chunk(2, dim=1)
-        written = torch.complex(real, imaginary)[:, noisy.shape[1] :]
-        return torch.cat([noisy, image_of_window(written, self.window, *noisy.shape[2:])], dim=1)
+        return torch.complex(real, imaginary)[:, self.image_channels :]

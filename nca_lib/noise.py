@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 _WORD = 0xFFFFFFFF
+_TOGETHER = 2**20  # blocks of four words that are computed at a time: 100 MB
 
 
 class Purpose(IntEnum):
@@ -59,7 +60,13 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor | int, Tensor | int]) 
 
 
 class Noise:
-    """A source of random tensors; of its kinds, each says where its numbers come from."""
+    """A source of random tensors; of its kinds, each says where its numbers come from.
+
+    Attributes:
+        addressed: whether `step` and `substep` matter.
+    """
+
+    addressed = True
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
         """Standard normal numbers with the shape (B, C, H, W), device and dtype of `like`."""
@@ -69,6 +76,24 @@ class Noise:
         """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32, on the device of `like`."""
         raise NotImplementedError
 
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> Noise:
+        """The same source for a part of the image, whose first cell lies at (y, x) of what this one covers.
+
+        Args:
+            y: row of the part's first cell.
+            x: its column.
+            period: height and width after which coordinates begin again, for an image that wraps.
+
+        Raises:
+            ValueError: the source's numbers have no addresses.
+        """
+        raise NotImplementedError
+
+    def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
+        """Yield the uniform numbers of substeps 0 ... count - 1."""
+        for substep in range(count):
+            yield self.uniform(like, purpose, step, substep)
+
     def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
         """What each cell's update is multiplied by: (B, 1, H, W) of the dtype of `like`.
 
@@ -76,9 +101,16 @@ class Noise:
         """
         return (self.uniform(like, Purpose.FIRING, step, substep) < probability).to(like.dtype)
 
+    def firing_masks(self, like: Tensor, probability: float, step: int, count: int) -> Iterator[Tensor]:
+        """Yield the firing masks of substeps 0 ... count - 1."""
+        for number in self.uniforms(like, Purpose.FIRING, step, count):
+            yield (number < probability).to(like.dtype)
+
 
 class TorchNoise(Noise):
     """Randomness from torch's own generator of the device; `step` and `substep` are ignored."""
+
+    addressed = False
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
         """Standard normal numbers with the shape, device and dtype of `like`."""
@@ -88,6 +120,10 @@ class TorchNoise(Noise):
         """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32."""
         batch, _, height, width = like.shape
         return torch.rand(batch, 1, height, width, device=like.device)
+
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> Noise:
+        """Refuse: numbers drawn for a part are not those drawn for the whole."""
+        raise ValueError("torch's generator draws without addresses; parts of an image need CounterNoise")
 
 
 @dataclass(frozen=True)
@@ -100,45 +136,66 @@ class CounterNoise(Noise):
             batch equal the second half of a batch of 16.
         origin: (y, x) of the tensor's first cell on the canvas; a tile asks with its own origin and
             receives its part of the whole image's noise.
+        period: height and width after which the canvas begins again; None if it does not.
     """
 
     seed: int
     first_sample: int = 0
     origin: tuple[int, int] = (0, 0)
+    period: tuple[int, int] | None = None
 
-    def at(self, y: int, x: int) -> CounterNoise:
-        """The same source, for a tile whose first cell lies at (y, x)."""
-        return replace(self, origin=(y, x))
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> CounterNoise:
+        """The same source for a part of the image, see [`Noise.at`][]."""
+        origin = (self.origin[0] + y, self.origin[1] + x)
+        return replace(self, origin=origin, period=period or self.period)
 
-    def _words(self, like: Tensor, purpose: Purpose, step: int, block: int) -> tuple[Tensor, ...]:
+    def _words(self, like: Tensor, purpose: Purpose, step: int, blocks: range) -> tuple[Tensor, ...]:
+        """The four words of each cell in each of the blocks: four (B, blocks, H, W), int64."""
         batch, _, height, width = like.shape
         device = like.device
-        y = (torch.arange(height, device=device) + self.origin[0]).view(1, 1, height, 1) & _WORD
-        x = (torch.arange(width, device=device) + self.origin[1]).view(1, 1, 1, width) & _WORD
+        y = torch.arange(height, device=device) + self.origin[0]
+        x = torch.arange(width, device=device) + self.origin[1]
+        if self.period:
+            y, x = y % self.period[0], x % self.period[1]
+        y, x = y.view(1, 1, height, 1) & _WORD, x.view(1, 1, 1, width) & _WORD
         sample = (torch.arange(batch, device=device) + self.first_sample).view(batch, 1, 1, 1)
-        channel_word = torch.full((1, 1, 1, 1), (int(purpose) << 24) | block, device=device)
+        block = torch.arange(blocks.start, blocks.stop, device=device).view(1, -1, 1, 1)
         step_word = torch.full((1, 1, 1, 1), step & _WORD, device=device)
-        return philox((x, y, step_word, channel_word), (self.seed & _WORD, sample))
+        return philox((x, y, step_word, block + (int(purpose) << 24)), (self.seed & _WORD, sample))
 
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
         """Standard normal numbers (Box-Muller) with the shape, device and dtype of `like`."""
+        words = self._words(like, purpose, step, range(math.ceil(like.shape[1] / 4)))
+        # (word + 1/2) / 2^32 lies strictly inside (0, 1): the logarithm is finite.
+        u = [(word.float() + 0.5) * 2.0**-32 for word in words]
         planes: list[Tensor] = []
-        for block in range(math.ceil(like.shape[1] / 4)):
-            words = self._words(like, purpose, step, block)
-            # (word + 1/2) / 2^32 lies strictly inside (0, 1): the logarithm is finite.
-            u = [(word.float() + 0.5) * 2.0**-32 for word in words]
-            for radius_of, angle_of in ((u[0], u[1]), (u[2], u[3])):
-                radius = torch.sqrt(-2 * torch.log(radius_of.clamp(max=1 - 2**-24)))
-                planes += [
-                    radius * torch.cos(2 * math.pi * angle_of),
-                    radius * torch.sin(2 * math.pi * angle_of),
-                ]
-        return torch.cat(planes[: like.shape[1]], dim=1).to(like.dtype)
+        for radius_of, angle_of in ((u[0], u[1]), (u[2], u[3])):
+            radius = torch.sqrt(-2 * torch.log(radius_of.clamp(max=1 - 2**-24)))
+            planes += [
+                radius * torch.cos(2 * math.pi * angle_of),
+                radius * torch.sin(2 * math.pi * angle_of),
+            ]
+        return torch.stack(planes, dim=2).flatten(1, 2)[:, : like.shape[1]].to(like.dtype)
 
     def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
         """Uniform numbers in [0, 1) with 24 bits, one a cell: (B, 1, H, W), float32."""
-        word = self._words(like, purpose, step, substep // 4)[substep % 4]
-        return (word >> 8).float() * 2.0**-24
+        block = substep // 4
+        return _unit(self._words(like, purpose, step, range(block, block + 1))[substep % 4])
+
+    def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
+        """Yield the uniform numbers of substeps 0 ... count - 1: four a block, many blocks at a time."""
+        blocks = math.ceil(count / 4)
+        together = max(1, _TOGETHER // (like.numel() // like.shape[1]))
+        for first in range(0, blocks, together):
+            part = range(first, min(first + together, blocks))
+            numbers = [_unit(word) for word in self._words(like, purpose, step, part)]
+            for substep in range(4 * part.start, min(4 * part.stop, count)):
+                at = substep // 4 - first
+                yield numbers[substep % 4][:, at : at + 1]
+
+
+def _unit(words: Tensor) -> Tensor:
+    return (words >> 8).float() * 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -163,6 +220,14 @@ class FixedMasks(Noise):
         """Uniform numbers, those that the source has for step 0."""
         return self.source.uniform(like, purpose, 0, substep)
 
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> FixedMasks:
+        """The same for a part of the image, see [`Noise.at`][]."""
+        return replace(self, source=self.source.at(y, x, period))
+
+    def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
+        """Those of the source, likewise."""
+        return self.source.uniforms(like, purpose, 0, count)
+
 
 @dataclass(frozen=True)
 class ExpectedUpdates(Noise):
@@ -184,9 +249,17 @@ class ExpectedUpdates(Noise):
         """Uniform numbers, those of the source."""
         return self.source.uniform(like, purpose, step, substep)
 
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> ExpectedUpdates:
+        """The same for a part of the image, see [`Noise.at`][]."""
+        return replace(self, source=self.source.at(y, x, period))
+
     def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
         """The probability, everywhere: (B, 1, H, W) of the dtype of `like`."""
         return like.new_full((len(like), 1, *like.shape[2:]), probability)
+
+    def firing_masks(self, like: Tensor, probability: float, step: int, count: int) -> Iterator[Tensor]:
+        """The same for each of so many substeps."""
+        return iter([self.firing_mask(like, probability, step, 0)] * count)
 
 
 @contextmanager

@@ -83,6 +83,7 @@ class Sampler(Protocol):
         noise: Noise | None = None,
         clip: bool = True,
         constraint: Constraint | None = None,
+        after: SamplerState | None = None,
     ) -> Iterator[SamplerState]:
         """Yield one state per denoiser call."""
         ...
@@ -137,34 +138,38 @@ class _Reversal:
         noise: Noise | None,
         clip: bool,
         constraint: Constraint | None,
+        after: SamplerState | None,
     ):
         self.denoiser, self.schedule, self.clip = denoiser, denoiser.schedule, clip
         self.noise, self.edit = noise or TorchNoise(), constraint or Constraint()
         even = timestep_array(self.schedule.timesteps, len(visited) - 1)
         path = self.edit.path(even)
         self.path = visited if path == even else path
-        self.image = self.edit.begin(start, self.schedule)
-        self.calls = 0
+        self.image = self.edit.begin(start, self.schedule) if after is None else after.image
+        self.calls = 0 if after is None else after.step
         self.address = 0  # of the noise of the step that is being made
 
-    def steps(self) -> Iterator[tuple[int, int, bool]]:
-        """Every step down: (timestep now, timestep before it, is this a new beginning).
+    def steps(self, made: int) -> Iterator[tuple[int, int, float]]:
+        """Every step down but the first `made`: (timestep now, timestep before it, the last step's stride).
 
-        Where the path goes up, noise is added, and the next step down is a new beginning.
+        Where the path goes up, noise is added, and the next step down is a new beginning: its last stride is
+        0.
         """
-        visits, new = Counter[int](), True
+        visits, stride = Counter[int](), 0.0
         for now, before in itertools.pairwise(self.path):
             self.address = now + self.schedule.timesteps * visits[now]  # seen again, it draws new noise
             visits[now] += 1
             if before > now:
-                # the alpha_bars' ratio is what is left of the image
-                left = self.schedule.levels(before)[0] / self.schedule.levels(now)[0]
-                drawn = self.noise.normal(self.image, Purpose.START, 1 + self.address)
-                self.image = left * self.image + math.sqrt(1 - left**2) * drawn
-                new = True
+                stride = 0.0
+                if made <= 0:
+                    # the alpha_bars' ratio is what is left of the image
+                    left = self.schedule.levels(before)[0] / self.schedule.levels(now)[0]
+                    drawn = self.noise.normal(self.image, Purpose.START, 1 + self.address)
+                    self.image = left * self.image + math.sqrt(1 - left**2) * drawn
             else:
-                yield now, before, new
-                new = False
+                if made <= 0:
+                    yield now, before, stride
+                made, stride = made - 1, self.stride(now, before)
 
     def clean(self, image: Tensor, now: int) -> Tensor:
         """The clean image that the denoiser sees through the noise: clipped, and as the edit wants it."""
@@ -191,6 +196,8 @@ class _Reversal:
 
     def stride(self, now: int, before: int) -> float:
         """How far a step goes in lambda = log(signal / sigma), half the logarithm of the SNR."""
+        if before < 0:
+            return math.inf
         (signal, sigma), (signal_before, sigma_before) = map(self.schedule.levels, (now, before))
         return math.log(signal_before / signal) + math.log(sigma / sigma_before)
 
@@ -207,6 +214,7 @@ def ddpm(
     noise: Noise | None = None,
     clip: bool = True,
     constraint: Constraint | None = None,
+    after: SamplerState | None = None,
 ) -> Iterator[SamplerState]:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), all timesteps unless `steps` says fewer.
 
@@ -218,13 +226,15 @@ def ddpm(
         noise: where the posterior noise comes from; torch's generator by default.
         clip: keep each clean estimate within [-1, 1]. Off for data of another range.
         constraint: what the image must obey, see [`Constraint`][]; nothing by default.
+        after: go on after this state, as if never stopped; `start` then plays no part. (Of Heun's method,
+            which yields two states a step, the second.)
 
     Raises:
         UsageError: `steps` is not within 1..T.
     """
     visited = timestep_array(denoiser.schedule.timesteps, steps)
-    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint)
-    for now, before, _ in reversal.steps():
+    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint, after)
+    for now, before, _ in reversal.steps(reversal.calls):
         clean = reversal.clean(reversal.image, now)
         reversal.image = reversal.advance(clean, now, before, eta=1.0)
         yield reversal.state(reversal.image, clean, before)
@@ -238,14 +248,15 @@ def ddim(
     noise: Noise | None = None,
     clip: bool = True,
     constraint: Constraint | None = None,
+    after: SamplerState | None = None,
 ) -> Iterator[SamplerState]:
     """Deterministic sampling (Song et al. 2021, eq. 12 with eta = 0); arguments as for [`ddpm`][].
 
     The first-order solver of the probability flow: half the steps, twice the error.
     """
     visited = timestep_array(denoiser.schedule.timesteps, steps)
-    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint)
-    for now, before, _ in reversal.steps():
+    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint, after)
+    for now, before, _ in reversal.steps(reversal.calls):
         clean = reversal.clean(reversal.image, now)
         reversal.image = reversal.advance(clean, now, before)
         yield reversal.state(reversal.image, clean, before)
@@ -259,6 +270,7 @@ def dpm_solver(
     noise: Noise | None = None,
     clip: bool = True,
     constraint: Constraint | None = None,
+    after: SamplerState | None = None,
 ) -> Iterator[SamplerState]:
     """DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", algorithm 2); arguments as for [`ddpm`][].
 
@@ -268,14 +280,12 @@ def dpm_solver(
     DDIM's.
     """
     visited = log_snr_array(denoiser.schedule, steps)
-    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint)
-    previous, stride = torch.empty(0), 0.0
-    for now, before, new in reversal.steps():
-        clean = reversal.clean(reversal.image, now)
-        ahead, stride_before = clean, stride
-        stride = reversal.stride(now, before)
-        if not new and before >= 0:
-            ahead = clean + stride / (2 * stride_before) * (clean - previous)
+    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint, after)
+    previous = start if after is None else after.clean_estimate
+    for now, before, last_stride in reversal.steps(reversal.calls):
+        clean = ahead = reversal.clean(reversal.image, now)
+        if last_stride > 0 and before >= 0:
+            ahead = clean + reversal.stride(now, before) / (2 * last_stride) * (clean - previous)
         reversal.image = reversal.advance(ahead, now, before)
         previous = clean
         yield reversal.state(reversal.image, clean, before)
@@ -289,6 +299,7 @@ def heun(
     noise: Noise | None = None,
     clip: bool = True,
     constraint: Constraint | None = None,
+    after: SamplerState | None = None,
 ) -> Iterator[SamplerState]:
     """Heun's method for the probability flow (Karras et al. 2022, algorithm 1 without churn).
 
@@ -305,8 +316,8 @@ def heun(
     steps = denoiser.schedule.timesteps if steps is None else steps
     timestep_array(denoiser.schedule.timesteps, steps)  # refuses as the other samplers do
     visited = log_snr_array(denoiser.schedule, steps // 2 + 1)
-    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint)
-    for now, before, _ in reversal.steps():
+    reversal = _Reversal(denoiser, start, visited, noise, clip, constraint, after)
+    for now, before, _ in reversal.steps((reversal.calls + 1) // 2):
         clean = reversal.clean(reversal.image, now)
         image = reversal.advance(clean, now, before)
         yield reversal.state(image, clean, before)

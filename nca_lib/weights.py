@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from nca_lib.fourier import FourierDiffNCA
 def save(model: nn.Module, path: str | Path, record: Mapping[str, Any]) -> None:
     """Write `path` (.safetensors) with the record in it, atomically; and a copy of the record beside it.
 
+    How long the training took is in the copy only: equal trainings write equal files.
+
     `record` must hold the `experiment` (as a dict); a hash of the tensors, the parameter count and the
     library's version are added.
 
@@ -47,10 +50,11 @@ def save(model: nn.Module, path: str | Path, record: Mapping[str, Any]) -> None:
         "tensors_sha256": digest(tensors),
         "library_version": __version__,
     }
-    text = json.dumps(full, indent=2) + "\n"
-    path = Path(path)
-    write_atomically(path, to_safetensors(tensors, metadata={"record": text}))
-    write_atomically(path.with_suffix(".json"), text.encode())
+    path, within = Path(path), {key: value for key, value in full.items() if key != "training_seconds"}
+    blob = to_safetensors(tensors, metadata={"record": json.dumps(within, indent=2)})
+    write_atomically(path, blob)
+    copy = full | {"sha256": hashlib.sha256(blob).hexdigest()}
+    write_atomically(path.with_suffix(".json"), json.dumps(copy, indent=2).encode() + b"\n")
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -62,7 +66,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def record(name: str | Path) -> dict[str, Any]:
-    """The record of shipped weights, or of a .safetensors file.
+    """The record of shipped weights, or of a .safetensors file, with the file's `sha256`.
 
     Raises:
         WeightsError: there are no such weights, or no record of them.
@@ -143,13 +147,18 @@ def _read(name: str | Path) -> tuple[bytes, dict[str, Any]]:
     blob = path.read_bytes()
     # A safetensors file begins with the length of its header, 8 bytes, and its header, JSON.
     metadata = _json(blob[8 : 8 + int.from_bytes(blob[:8], "little")], path).get("__metadata__", {})
+    beside = path.with_suffix(".json")
     if isinstance(metadata, dict) and "record" in metadata:
         described = _json(metadata["record"], path)
+        described |= {"sha256": hashlib.sha256(blob).hexdigest(), "training_seconds": None}
+        with suppress(OSError, WeightsError):
+            copy = _json(beside.read_bytes(), beside)
+            if copy.get("sha256") == described["sha256"]:
+                described["training_seconds"] = copy.get("training_seconds")
+    elif beside.is_file():
+        described = _json(beside.read_bytes(), beside)
     else:
-        path = path.with_suffix(".json")
-        if not path.is_file():
-            raise WeightsError(f"{path} is missing, and {_locate(name)} holds no record of itself")
-        described = _json(path.read_bytes(), path)
+        raise WeightsError(f"{beside} is missing, and {path} holds no record of itself")
     if not isinstance(described.get("experiment"), dict):
         raise WeightsError(f"{path}: the record has no 'experiment', which says what to build")
     return blob, described

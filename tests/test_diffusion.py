@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nca_lib.diffusion import MLP, Denoiser, min_snr_weight, mse_l1, noise_of, noise_schedule, target_of
+from nca_lib.diffusion import (
+    MLP,
+    Denoiser,
+    clean_of,
+    min_snr_weight,
+    mse_l1,
+    noise_of,
+    noise_schedule,
+    target_of,
+)
 
 NAMES = ("cosine", "linear", "sigmoid")
 TARGETS = ("epsilon", "x0", "v")

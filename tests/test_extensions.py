@@ -5,14 +5,21 @@ import pkgutil
 import re
 import sys
 
+import matplotlib.pyplot as plt
+import numpy as np
 from docutils import nodes
 from expected_pages import ROOT
+from PIL import Image
 
 import nca_lib
+from nca_lib.book.figures import STYLE
+from nca_lib.experiments.settings import Training
 
 sys.path.insert(0, str(ROOT / "book" / "_extensions"))
 nca_reference = importlib.import_module("nca_reference")
 nca_reading = importlib.import_module("nca_reading")
+nca_pages = importlib.import_module("nca_pages")
+nca_search = importlib.import_module("nca_search")
 
 BOOK = ROOT / "book"
 
@@ -33,6 +40,12 @@ def test_a_name_is_found_where_it_is_defined() -> None:
     assert nca_reference.full_name("DiffNCA", "nca_lib.fourier") == "nca_lib.diff_nca.DiffNCA"
 
 
+def test_settings_show_their_values_and_meanings() -> None:
+    lines = nca_reference.settings(Training)
+    assert "    batch (int >= 1): images per step" in lines
+    assert len(lines) == len(Training.__pydantic_fields__)
+
+
 def test_lists_and_code_stand_apart() -> None:
     lines = ["Two kinds:", "- `a`", "- `b`", "", "Like this:", "", "    x = `raw`"]
     assert nca_reference.to_rst(lines, "nca_lib.noise") == [
@@ -46,6 +59,45 @@ def test_reading_time_counts_words_and_code_lines() -> None:
     assert nca_reading.reading_minutes(page) == 3
     page += nodes.literal_block("", "x = 1\n" * 40)
     assert nca_reading.reading_minutes(page) == 5
+    page += nodes.raw("", "embedded " * 9000, format="html")
+    page += nodes.math_block("", "x " * 9000)
+    assert nca_reading.reading_minutes(page) == 5
+
+
+def test_figures_get_another_ink_and_keep_their_pictures() -> None:
+    picture = np.random.default_rng(0).integers(100, 140, (40, 40, 1), np.uint8).repeat(3, 2)
+    with plt.style.context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(4, 2))
+        left.imshow(picture)
+        left.set_axis_off()
+        right.set_title("a title")
+        right.set_yticks([])
+        figure.canvas.draw()
+    before = np.asarray(figure.canvas.buffer_rgba())
+    plt.close(figure)
+    recoloured = nca_pages.inked(Image.fromarray(before), "#c4c4c8")
+    assert recoloured is not None
+    after = np.asarray(recoloured)
+    changed = (before != after).any(-1)
+    half = before.shape[1] // 2
+    assert not changed[:, :half].any()
+    solid = after[:, half:][after[:, half:, 3] == 255]
+    assert (solid == (0xC4, 0xC4, 0xC8, 255)).all()
+    assert len(solid) > 100
+    assert nca_pages.inked(Image.fromarray(picture), "#c4c4c8") is None
+
+
+def test_sections_are_told_apart_for_search() -> None:
+    page = nodes.section("", nodes.title("", "A page"), nodes.paragraph("", "First words."), ids=["page"])
+    page += nodes.raw("", "<b>embedded</b>", format="html")
+    inner = nodes.section("", nodes.title("", "Deeper"), ids=["deeper"])
+    inner += nodes.section("", nodes.paragraph("", "An exercise."))  # as sphinx-exercise makes them
+    page += inner
+    whole = nodes.section("", page)
+    assert list(nca_search.sections(whole)) == [
+        ("page", "A page", "First words."),
+        ("deeper", "Deeper", "An exercise."),
+    ]
 
 
 def test_linked_terms_are_in_the_glossary() -> None:

@@ -1,6 +1,7 @@
 """The command line: same seed, same picture; one clear line and exit status 2 for what is wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,18 +52,23 @@ def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> No
         (["sample", "digits-mlp", "--size", "8x8", "--steps", "301"], ["301", "300"]),
         (
             ["sample", "digits-mlp", "--size", "8x8", "--out", "no/such/folder/x.png"],
-            ["no/such/folder"],
+            ["no/such/folder", "does not exist"],
         ),
         (["sample", "digits-mlp", "--size", "8x8", "--out", "x.txt"], [".txt", ".png"]),
         (["sample", "digits-mlp", "--size", "8x8", "--out", "x.psd"], ["x.psd", ".png"]),
         (["sample", "digits-mlp", "--size", "8x8", "--device", "cuda:99"], ["cuda:99", "cpu"]),
         (["sample", "digits-mlp", "--size", "8x8", "--device", "meta"], ["meta", "cpu"]),
         (["sample", "digits-mlp", "--size", "8x8", "--device", "toaster"], ["toaster", "cpu"]),
-        (["sample", "growing-grow"], ["growing-grow", "draws no samples"]),
+        (["sample", "growing-grow"], ["GrowingNCA", "draws no images"]),
         (["sample", "digits-mlp", "--colour", "red"], ["--colour"]),
         (["train", "nonsense"], ["nonsense", "diff-nca-tissue"]),
         (["train", "digits-mlp", "--training.stepz", "3"], ["training.stepz", "'steps'"]),
         (["train", "digits-mlp", "--training.steps", "many"], ["training.steps", "'many'", "int"]),
+        (["train", "digits-mlp", "--training.batch", "0"], ["training.batch", "0"]),
+        (["train", "digits-mlp", "--minutes", "nan"], ["training.minutes", "nan"]),
+        (["train", "digits-mlp", "--name", "../x"], ["name", "'../x'"]),
+        (["show", "nonsense"], ["nonsense", "diff-nca-tissue"]),
+        (["show", "faces/nonsense"], ["nonsense", "faces-fourier"]),
         (["train", "digits-mlp", "--training.steps"], ["--training.steps", "value"]),
         (
             ["train", "digits-mlp", "--data.kind", "folder", "--data.path", "no-such-folder"],
@@ -111,12 +117,25 @@ def test_train_writes_a_model_that_can_be_sampled_and_refuses_to_overwrite_it(
     assert main([*train, "--resume"]) == 0
 
 
+def test_show_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["show", "distillation/tissue-5-untrained"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tissue-5-untrained"
+    assert any(re.match(r"  steps +0 +distillation +optimiser steps", line) for line in lines)
+    assert max(map(len, lines)) <= 100
+
+
 def test_models_lists_everything_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     table = capsys.readouterr().out
+    ends = set()
     for name in weights.names():
         assert name in table
-        assert f"{weights.record(name)['parameters']:,}" in table
+        [line] = [line for line in table.splitlines() if line.startswith(f"{name} ")]
+        parameters = f" {weights.record(name)['parameters']:,} "
+        ends.add(line.index(parameters) + len(parameters))
+    assert len(ends) == 1, "a column is shifted"
 
 
 MATRIX = """
@@ -125,8 +144,9 @@ name = "one"
 count = 120
 steps = 2
 [[entry]]
-experiment = "digits-mlp"
-overrides = { "training.steps" = 2, "training.compile" = false, "model.width" = 8 }
+base = "digits-mlp"
+training = { steps = 2, compile = false }
+model.width = 8
 """
 
 

@@ -168,6 +168,22 @@ def test_at_twenty_calls_the_multistep_solver_is_twice_as_near_as_ddim(name: str
     assert second < first / 2
 
 
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+@pytest.mark.parametrize("jumps", [False, True])
+def test_going_on_after_a_state_equals_never_stopping(name: str, jumps: bool) -> None:
+    denoiser = gaussian_denoiser(noise_schedule("cosine", 300))
+    path = Visiting(299, 200, 120, 60, 200, 120, 60, 20, -1) if jumps else None
+    options = {"noise": CounterNoise(1), "steps": 7, "constraint": path}
+    states = list(SAMPLERS[name](denoiser, START, **options))
+    whole_steps = states[1::2] if name == "heun" else states
+    for state in whole_steps:
+        rest = list(SAMPLERS[name](denoiser, START, after=state, **options))
+        assert len(rest) == len(states) - state.step
+        for found, expected in zip(rest, states[state.step :], strict=True):
+            assert torch.equal(found.image, expected.image)
+            assert (found.step, found.time) == (expected.step, expected.time)
+
+
 def test_ddpm_reproduces_mean_and_variance_of_the_data() -> None:
     torch.manual_seed(0)
     schedule, n = noise_schedule("cosine", 300), 40_000

@@ -85,9 +85,20 @@ def test_the_record_describes_the_file(tmp_path: Path) -> None:
     assert record["seed"] == 3
     assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert record["tensors_sha256"] == weights.digest(model.state_dict())
-    assert json.loads(path.with_suffix(".json").read_text()) == record
+    assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert json.loads(path.with_suffix(".json").read_text()) | {"training_seconds": None} == record
     assert record["library_version"] == nca_lib.__version__
     assert Experiment.from_dict(record["experiment"]) == TINY
+
+
+def test_equal_trainings_write_equal_files_however_long_they_take(tmp_path: Path) -> None:
+    model, paths = TINY.build_model(), [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for seconds, path in enumerate(paths):
+        weights.save(model, path, {"experiment": TINY.to_dict(), "training_seconds": seconds})
+        assert weights.record(path)["training_seconds"] == seconds
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    paths[1].with_suffix(".json").unlink()
+    assert weights.record(paths[1])["training_seconds"] is None
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from sphinx.environment import BuildEnvironment
 
 WORDS_PER_MINUTE = 200
 SECONDS_PER_CODE_LINE = 3
+# Formulas, and HTML with what is embedded in it: the demos carry weights, pictures their bytes.
+NOT_PROSE = (nodes.math, nodes.math_block, nodes.raw)
 
 
 def reading_minutes(document: nodes.Node) -> int:
@@ -22,10 +24,7 @@ def reading_minutes(document: nodes.Node) -> int:
                 "cell_output" in parent.get("classes", []) for parent in parents
             ):
                 lines += sum(bool(line.strip()) for line in block.splitlines())
-        elif not any(
-            isinstance(parent, nodes.math | nodes.math_block)
-            for parent in parents
-        ):
+        elif not any(isinstance(parent, NOT_PROSE) for parent in parents):
             words += len(re.findall(r"[A-Za-z][A-Za-z'-]*", block))
     return max(
         1, round(words / WORDS_PER_MINUTE + lines * SECONDS_PER_CODE_LINE / 60)

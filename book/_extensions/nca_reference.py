@@ -116,12 +116,26 @@ def _process(
         module = next(
             parent for parent in _parents(name) if parent in sys.modules
         )
+    if what == "class" and hasattr(obj, "__pydantic_fields__"):
+        lines += ["", "Attributes:", *settings(obj), ""]
     converted = to_rst(lines, module)
     lines[:] = (
         [link_chapters(line) for line in converted]
         if what == "module"
         else converted
     )
+
+
+def settings(section: type) -> list[str]:
+    """What a section of the settings says of its keys: their values, and what they mean."""
+    from nca_lib.experiments.settings import in_words
+
+    fields = section.__pydantic_fields__.items()  # type: ignore[attr-defined]
+    return [
+        f"    {key} ({in_words(field)}): {field.description}"
+        for key, field in fields
+        if field.description
+    ]
 
 
 def _parents(name: str) -> Iterator[str]:

@@ -12,9 +12,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-import anywidget
-import traitlets
-from IPython.display import HTML
+from nca_lib.extras import extra
+
+with extra("book"):
+    import anywidget
+    import traitlets
+    from IPython.display import HTML
 
 WEB = Path(__file__).parent / "web"
 _MOUNTS = itertools.count(1)  # a page is one kernel's: its demos need different names

@@ -10,10 +10,8 @@ import os
 from collections.abc import Iterator
 from typing import Any, get_args
 
-import ipywidgets as ipw
 import torch
 import torch.nn.functional as F
-from IPython.display import HTML
 from torch import Tensor
 
 from nca_lib.automaton import GrowingNCA
@@ -27,12 +25,18 @@ from nca_lib.book.players import (
     shape_mask,
     sharing_weights,
 )
-from nca_lib.book.plots import COSTS, measurements, numbers, results_scatter, schedule_curve
+from nca_lib.book.plots import COSTS, results_scatter, schedule_curve
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import Inpainting, KnownPixels, enlarge, shaped_canvas
 from nca_lib.errors import UsageError
+from nca_lib.evaluation.metrics import measurements, numbers
+from nca_lib.extras import extra
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import SAMPLERS, ddpm
+
+with extra("book"):
+    import ipywidgets as ipw
+    from IPython.display import HTML
 
 
 def noise_explorer(images: Tensor, timesteps: int = 300) -> Explorer | HTML:

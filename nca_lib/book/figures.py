@@ -6,18 +6,23 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch.nn.functional as F
-from IPython.display import Image as DisplayedImage
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from nca_lib.evaluation.copying import Neighbours
+from nca_lib.extras import extra
 
-INK = "#7a7a7a"  # reads equally well on white and on near-black: figures have no ground of their own
+with extra("book"):
+    import matplotlib.pyplot as plt
+    from IPython.display import Image as DisplayedImage
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Reads equally well on white and on near-black: figures have no ground of their own. Not quite grey, so that
+# the book's pages find it and show the ink of their theme (`book/_extensions/nca_pages.py`).
+INK = "#79797d"
 STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",

@@ -8,16 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import anywidget
 import numpy as np
 import torch
-import traitlets
 from PIL import Image
 from torch import Tensor
 
 from nca_lib.book.figures import to_uint8
 from nca_lib.errors import UsageError
+from nca_lib.extras import extra
 from nca_lib.fourier import Window, image_of_window, spectrum_window
+
+with extra("book"):
+    import anywidget
+    import traitlets
 
 
 def png_bytes(image: Tensor, width: int) -> bytes:

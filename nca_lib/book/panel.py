@@ -14,12 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ipywidgets as ipw
-from IPython.display import HTML
 from torch import Tensor
 
 from nca_lib.book.painting import Brush, png_bytes
 from nca_lib.book.players import LivingAutomaton
+from nca_lib.extras import extra
+
+with extra("book"):
+    import ipywidgets as ipw
+    from IPython.display import HTML
 
 Frame = Tensor | tuple[Tensor, str]  # an image (C, H, W) in [-1, 1], with a caption or without
 Frames = Callable[..., Iterator[Frame]]

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from nca_lib.book.figures import STYLE
 from nca_lib.diffusion import NoiseSchedule
+from nca_lib.evaluation.metrics import measurements
+from nca_lib.extras import extra
+
+with extra("book"):
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 COSTS = ("parameters", "operations", "training_seconds", "images_seen")
-
-
-def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """The finite numeric leaves of nested dictionaries, by their names joined with dots."""
-    found: dict[str, float] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= numbers(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            found[prefix + name] = value
-    return found
-
-
-def measurements(metrics: dict[str, Any]) -> dict[str, float]:
-    """The [`numbers`][] of a row's metrics or floor; those of an extractor begin with its name."""
-    others = {name: value for name, value in metrics.items() if name != "extractors"}
-    return numbers(metrics["extractors"]) | numbers(others)
 
 
 def _axes(width: int, height: int) -> tuple[FigureCanvasAgg, Axes]:

@@ -6,6 +6,7 @@ from nca_lib.data.digits import Digits
 from nca_lib.data.faces import Faces
 from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images, Split, Stream, random_crop, to_float
+from nca_lib.data.slides import Slides
 from nca_lib.data.tissue import Tissue
 from nca_lib.errors import DataError
 
@@ -17,6 +18,7 @@ __all__ = [
     "Faces",
     "Folder",
     "Images",
+    "Slides",
     "Split",
     "Stream",
     "Tissue",

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from nca_lib.data.images import Split, listing_hash, open_rgb, quiet_open, random_crop, to_float
+from nca_lib.data.images import Orientations, Split, listing_hash, open_rgb, quiet_open, random_crop, to_float
 from nca_lib.errors import DataError
 
 
@@ -42,7 +42,7 @@ class BCSS:
         root: str,
         size: int = 64,
         downscale: int = 4,
-        orientations: int = 1,
+        orientations: Orientations = 1,
         held_out: Literal["patients", "institutions"] = "patients",
         split: Split = "train",
     ):

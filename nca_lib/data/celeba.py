@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nca_lib.data.images import Split, listing_hash, open_rgb, to_float
 from nca_lib.errors import DataError
+from nca_lib.extras import extra
 
 _FOLDER, _ARCHIVE, _PARTITION = "img_align_celeba", "img_align_celeba.zip", "list_eval_partition.txt"
 
@@ -101,8 +102,9 @@ def _how_to_get(base: Path) -> str:
 
 def _download(base: Path) -> None:
     """Fetch the missing files, checked against torchvision's checksums; a failed download leaves nothing."""
-    from torchvision.datasets import CelebA as TorchvisionCelebA  # here, because it takes seconds to load
-    from torchvision.datasets import utils
+    with extra("data"):  # here, because it takes seconds to load
+        from torchvision.datasets import CelebA as TorchvisionCelebA
+        from torchvision.datasets import utils
 
     base.mkdir(parents=True, exist_ok=True)
     wanted = _missing(base)

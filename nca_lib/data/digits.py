@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nca_lib.data.images import Split, hash_of
+from nca_lib.extras import extra
 
 
 class Digits:
@@ -22,7 +23,8 @@ class Digits:
     channels = 1
 
     def __init__(self, size: int = 8, split: Split = "train"):
-        from sklearn.datasets import load_digits
+        with extra("data"):
+            from sklearn.datasets import load_digits
 
         digits = load_digits()
         chosen = slice(0, 1500) if split == "train" else slice(1500, None)

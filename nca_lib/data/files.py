@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -123,6 +124,15 @@ def _encoded(picture: Image.Image, path: Path) -> bytes:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be written ({error}); .png holds every kind of image") from error
     return file.getvalue()
+
+
+def sheet(images: Tensor, columns: int, padding: int = 2) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] side by side in rows, on black: (C, H', W')."""
+    rows = -(-len(images) // columns)
+    cells = F.pad(images, (padding, 0, padding, 0), value=-1)
+    cells = F.pad(cells, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(images)), value=-1)
+    whole = cells.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(1, 2).flatten(2, 3)
+    return F.pad(whole, (0, padding, 0, padding), value=-1)
 
 
 def check_output(path: str | Path, force: bool = False, like: Original | None = None) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from nca_lib.data.images import Split, random_crop, to_float
+from nca_lib.data.images import Orientations, Split, random_crop, to_float
 from nca_lib.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
@@ -45,7 +45,7 @@ class Folder:
         size: int = 64,
         downscale: int = 1,
         fit: Literal["crop", "resize"] = "crop",
-        orientations: int = 8,
+        orientations: Orientations = 8,
         split: Split = "train",
     ):
         self.size, self.downscale, self.fit, self.orientations = size, downscale, fit, orientations

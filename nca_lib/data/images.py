@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from nca_lib.errors import DataError
 
 Split = Literal["train", "test"]
+Orientations = Literal[1, 2, 8]
 
 
 class Images(Protocol):
@@ -66,7 +67,7 @@ def _epoch_order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0]).permutation(length)
 
 
-def random_crop(image: Tensor, size: int, rng: np.random.Generator, orientations: int = 8) -> Tensor:
+def random_crop(image: Tensor, size: int, rng: np.random.Generator, orientations: Orientations = 8) -> Tensor:
     """Cut a random `size` x `size` crop of (C, H, W) and turn it by a random symmetry of the square.
 
     `orientations` is 8 (rotations and reflections), 2 (left-right flips) or 1 (as it is).
@@ -76,7 +77,7 @@ def random_crop(image: Tensor, size: int, rng: np.random.Generator, orientations
     return turned(image[:, top : top + size, left : left + size], rng, orientations)
 
 
-def turned(crop: Tensor, rng: np.random.Generator, orientations: int) -> Tensor:
+def turned(crop: Tensor, rng: np.random.Generator, orientations: Orientations) -> Tensor:
     """A square (C, S, S) in one of its orientations by chance, see [`random_crop`][]."""
     turn = int(rng.integers(orientations))
     if orientations == 8:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nca_lib.data.images import Split, hash_of, to_float, turned
 from nca_lib.errors import DataError
+from nca_lib.extras import extra
 
 
 class Tissue:
@@ -39,7 +40,8 @@ class Tissue:
     guard = 8
 
     def __init__(self, size: int = 64, downscale: int = 1, split: Split = "train"):
-        from skimage.data import immunohistochemistry
+        with extra("data"):
+            from skimage.data import immunohistochemistry
 
         self.photo, self.size = F.avg_pool2d(to_float(immunohistochemistry()), downscale), size
         if size <= self.photo.shape[1]:

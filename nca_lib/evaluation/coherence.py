@@ -54,7 +54,7 @@ def coherence(images: Tensor) -> dict[str, Tensor]:
             some are not found).
 
     Returns:
-        For each rule, (B,) of bool.
+        For each rule, (B,) of bool, on the device of the images; they are measured on the CPU.
 
     Raises:
         UsageError: the images have another shape.
@@ -62,7 +62,7 @@ def coherence(images: Tensor) -> dict[str, Tensor]:
     if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SIZE:
         shape = "x".join(map(str, images.shape))
         raise UsageError(f"images are {shape}; coherence reads (B, 3, H, W) with H and W at least {SIZE}")
-    found = _measure(images)
+    found = _measure(images.cpu())
     eyes_there = found.eye_contrast > _EYE_CONTRAST
     lit_sides = torch.stack([found.face_light, found.across, found.crown_light, found.side_light]).sign()
     rules = {
@@ -83,7 +83,8 @@ def coherence(images: Tensor) -> dict[str, Tensor]:
         & _within(found.across.abs(), *_ACROSS)
         & _within(found.down, *_DOWN),
     }
-    return rules | {"all": torch.stack(list(rules.values())).all(0)}
+    rules["all"] = torch.stack(list(rules.values())).all(0)
+    return {name: holds.to(images.device) for name, holds in rules.items()}
 
 
 class _Measured(NamedTuple):

@@ -357,6 +357,8 @@ def generator(
     """
     if sampler not in SAMPLERS:
         raise EvaluationError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
+    if not isinstance(model, Denoiser) and not hasattr(model, "sample"):
+        raise EvaluationError(f"a {type(model).__name__} draws no images; a denoiser or a VNCA does")
     size, device = (like.size, like.size), next(model.parameters()).device
 
     def generate(first: int, count: int) -> Tensor:

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
-from skimage.color import rgb2hed
-from skimage.feature import peak_local_max
-from skimage.filters import gaussian, threshold_otsu
-from skimage.measure import label
-from skimage.morphology import disk, opening
-from skimage.segmentation import watershed
 from torch import Tensor
+
+from nca_lib.extras import extra
+
+with extra("evaluation"):
+    from scipy.ndimage import distance_transform_edt
+    from skimage.color import rgb2hed
+    from skimage.feature import peak_local_max
+    from skimage.filters import gaussian, threshold_otsu
+    from skimage.measure import label
+    from skimage.morphology import disk, opening
+    from skimage.segmentation import watershed
 
 # Pixels; chosen by eye on the photograph.
 _SMOOTH = 0.7  # standard deviation of the blur against noise

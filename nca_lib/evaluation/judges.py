@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nca_lib.data.digits import Digits
 from nca_lib.evaluation import coherence
+from nca_lib.extras import extra
 
 
 class Judge(Protocol):
@@ -58,8 +59,9 @@ class DigitJudge:
     columns = 11  # the confidence, and a count for each digit
 
     def __init__(self, size: int):
-        from sklearn.calibration import CalibratedClassifierCV
-        from sklearn.svm import SVC
+        with extra("evaluation"):
+            from sklearn.calibration import CalibratedClassifierCV
+            from sklearn.svm import SVC
 
         real = Digits(size, "train")
         machine = CalibratedClassifierCV(SVC(gamma="scale", C=10), method="sigmoid", cv=5, ensemble=False)

@@ -29,6 +29,7 @@ from nca_lib.data.faces import (
 from nca_lib.data.images import Split, random_crop, to_float
 from nca_lib.evaluation.distortions import DISTORTIONS, glued
 from nca_lib.evaluation.extractors.small import SmallFeatures, shipped_path
+from nca_lib.extras import extra
 from nca_lib.files import write_atomically
 
 _STRENGTHS = {"blur": (0.4, 2.0), "noise": (0.04, 0.4), "colour": (0.05, 0.4)}  # for training
@@ -117,7 +118,8 @@ class _Lessons:
 
 
 def _photo(name: str, split: Split) -> Tensor:
-    from skimage import data
+    with extra("data"):
+        from skimage import data
 
     pixels = np.atleast_3d(getattr(data, name)())
     photo = to_float(pixels).expand(3, -1, -1)

@@ -8,6 +8,7 @@ extractor once. Judges read single images instead: the rules of drawn faces, the
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +17,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
-from torchmetrics.utilities.data import dim_zero_cat
 
 from nca_lib.evaluation.extractors.extractor import Extractor, to_pixels
 from nca_lib.evaluation.judges import Judge
+from nca_lib.extras import extra
+
+with extra("evaluation"):
+    from torchmetrics import Metric
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+    from torchmetrics.utilities.data import dim_zero_cat
 
 NEIGHBOURS, KID_SUBSETS = 3, 100
 
@@ -70,7 +74,7 @@ def _inside(points: Tensor, manifold: Tensor) -> float:
     chunks = manifold.split(512)
     # The nearest to each is itself, so the k-th nearest other is the (k+1)-th.
     radii = [torch.cdist(part, manifold).kthvalue(NEIGHBOURS + 1, dim=1).values for part in chunks]
-    covered = torch.zeros(len(points), dtype=torch.bool)
+    covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     for part, radius in zip(chunks, radii, strict=True):
         covered |= (torch.cdist(points, part) <= radius).any(1)
     return float(covered.double().mean())
@@ -266,3 +270,20 @@ def frechet_distance(real: Tensor, other: Tensor) -> float:
     metric.update(real.double(), real=True)
     metric.update(other.double(), real=False)
     return float(metric.compute())
+
+
+def numbers(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """The finite numeric leaves of nested dictionaries, by their names joined with dots."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[prefix + name] = value
+    return found
+
+
+def measurements(metrics: dict[str, Any]) -> dict[str, float]:
+    """The [`numbers`][] of a row's metrics or floor; those of an extractor begin with its name."""
+    others = {name: value for name, value in metrics.items() if name != "extractors"}
+    return numbers(metrics["extractors"]) | numbers(others)

@@ -66,7 +66,6 @@ def restore(
     use: Callable[[dict[str, Any]], None],
     *,
     check: Callable[[dict[str, Any]], None],
-    device: torch.device,
 ) -> None:
     """Hand the newest checkpoint of a folder that is whole to `use`.
 
@@ -75,7 +74,6 @@ def restore(
         like: what a checkpoint of this training holds: names, and tensors' shapes.
         use: puts a state back.
         check: raises [`ExperimentError`][] if a state is of another experiment.
-        device: where tensors are read to.
 
     Raises:
         TrainingError: no generation is whole; the message names each file and what is wrong with it.
@@ -85,7 +83,7 @@ def restore(
         if not path.is_file():
             continue
         try:
-            state = _read(path, device)
+            state = _read(path)
             check(state)
             _compare(like, state, "")
             use(state)
@@ -102,11 +100,12 @@ def restore(
     raise TrainingError(f"{'; '.join(problems)}. Begin anew in another folder, or delete what is damaged")
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     if not path.stat().st_size:
         raise _BadCheckpointError("is empty")
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        # To the CPU: on the device, the optimisers would read their counters from it at every step.
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, pickle.UnpicklingError) as error:
         raise _BadCheckpointError("is truncated, or no checkpoint") from error
     if not isinstance(state, dict):

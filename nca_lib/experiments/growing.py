@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
 from nca_lib.data.images import to_float
-from nca_lib.errors import DataError
+from nca_lib.errors import DataError, ExperimentError
+from nca_lib.experiments.parallel import PartNoise, gathered, parts
 from nca_lib.experiments.settings import Experiment
+from nca_lib.noise import firing_from
 
 
 def picture(source: str, size: int) -> Tensor:
@@ -73,12 +75,19 @@ class GrowingTask:
     def __init__(self, experiment: Experiment, device: torch.device):
         self.model = experiment.build_model().to(device)  # type: ignore[assignment]
         self.options, self.batch = experiment.growing, experiment.training.batch
+        if experiment.training.accumulate > 1:
+            raise ExperimentError("training.accumulate: a growing automaton's batch is taken as a whole, 1")
+        self.parts = parts(experiment.training)
+        self.part = self.parts[0]
         self.target = picture(self.options.picture, self.options.size)[None].to(device)
         self.pool = SamplePool(self.model.seed(self.options.size), self.options.pool)
         self.fingerprint = str(round(float(self.target.sum()), 3))
 
     def start(self, step: int) -> None:
         """Nothing to position."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
 
     def _distance(self, state: Tensor) -> Tensor:
         return (state[:, :4] - self.target).square().mean(dim=(1, 2, 3))
@@ -91,20 +100,25 @@ class GrowingTask:
         else:
             # The worst state gives way to a seed, so that growing is never forgotten; the best are damaged.
             order = self._distance(state).argsort(descending=True)
-            indices, state = indices[order.cpu()], state[order]
+            indices, state = indices[order], state[order]
             state[:1] = self.model.seed(self.options.size)
             if self.options.regime == "regenerate":
                 hurt = max(1, self.batch * 3 // 8)  # three of eight, as published
                 state[-hurt:] = self._damaged(state[-hurt:])
         steps = int(torch.randint(self.options.min_rollout, self.options.max_rollout + 1, (1,)))
-        state = rollout(self.model, state, steps)
-        self.pool.replace(indices, state)
+        with firing_from(self.model, PartNoise(self.part)):
+            state = rollout(self.model, self.part.of(state), steps)
+        self.pool.replace(indices, gathered(state.detach()))
         return self._distance(state).mean()
+
+    def read_ahead(self) -> None:
+        """Nothing to read."""
 
     def _damaged(self, state: Tensor) -> Tensor:
         size = self.options.size
         centres = size / 4 + torch.rand(len(state), 2) * size / 2
-        return damage(state, centres.to(state.device), radius=size * float(0.1 + 0.1 * torch.rand(1)))
+        centres = centres.to(state.device, non_blocking=True)
+        return damage(state, centres, radius=size * float(0.1 + 0.1 * torch.rand(1)))
 
     def evaluate(self, model: nn.Module) -> float:
         """Error after growing from the seed for `max_rollout` steps, mean of eight."""

@@ -5,9 +5,9 @@
     [evaluation]                       # arguments of `evaluation.evaluate_model`; without it there is none
     protocol = "quick"
     [[entry]]
-    experiment = "faces-fourier"       # a shipped experiment, or a .toml file
-    name = "faces-fourier-quadrant"    # by default the experiment's own
-    overrides = { "model.window" = "quadrant" }
+    base = "faces-fourier"             # an experiment or an entry above, see `files`
+    name = "faces-fourier-quadrant"    # by default the base's own
+    model.window = "quadrant"
 
 Rows are appended to a table of JSON lines, one for each entry and each snapshot of its training. A row that
 is there, of the same experiment and evaluation, is not made again. What was interrupted goes on from its
@@ -17,29 +17,45 @@ checkpoint.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, with_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.utils import make_grid, save_image
+from typing_extensions import TypedDict
 
 from nca_lib import weights
+from nca_lib.data.files import sheet, write
 from nca_lib.devices import compile_step, computes_bf16
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
-from nca_lib.errors import ExperimentError
+from nca_lib.errors import DivergedError, ExperimentError
 from nca_lib.evaluation.evaluate import evaluate_model, generator
-from nca_lib.experiments.settings import Experiment, matrices
+from nca_lib.experiments.files import Layer, merged, read_matrix
+from nca_lib.experiments.settings import CHECKED, Experiment, message
 from nca_lib.experiments.training import snapshot_steps, train
-from nca_lib.files import locked, write_atomically
+from nca_lib.files import locked, write_atomically, writing
 from nca_lib.samplers import sample
+
+
+@with_config(CHECKED)
+class Evaluation(TypedDict, total=False):
+    """What a matrix can say of [`evaluate_model`][nca_lib.evaluation.evaluate.evaluate_model]'s arguments."""
+
+    protocol: Literal["reference", "sound", "quick"]
+    count: PositiveInt
+    sampler: Literal["ddpm", "ddim", "dpm_solver", "heun"]
+    steps: PositiveInt
+    seed: NonNegativeInt
+    batch: PositiveInt
+    bf16: bool
 
 
 @dataclass(frozen=True)
@@ -59,47 +75,30 @@ def read(source: str | Path, minutes: float | None = None) -> Matrix:
         minutes: train each entry for this long instead of what its experiment says.
 
     Raises:
-        ExperimentError: no such matrix; an entry that is not an experiment; two entries of one name.
+        ExperimentError: no such matrix or base; an entry that is no experiment; two entries of one name.
     """
-    path = Path(source)
-    if path.suffix != ".toml":
-        path = Path(str(resources.files("nca_lib") / "experiments" / "matrices" / f"{source}.toml"))
-    if not path.is_file():
-        known = ", ".join(matrices())
-        raise ExperimentError(f"no matrix {str(source)!r}; give a .toml file or one of: {known}")
-    try:
-        mapping = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
-        raise ExperimentError(f"{path}: not valid TOML: {error}") from error
-    unknown = set(mapping) - {"name", "seeds", "evaluation", "entry"}
-    if unknown or not mapping.get("entry") or "name" not in mapping:
-        raise ExperimentError(f"{path}: a matrix has a name, seeds, [evaluation], and [[entry]] tables")
-    read = [_entry(path, entry, minutes) for entry in mapping["entry"]]
-    entries = tuple(entry for one in read for entry in _seeded(one, mapping.get("seeds")))
+    head, found = read_matrix(source)
+    if minutes is not None:
+        found = [[*layers, ("minutes", {"training": {"minutes": minutes}})] for layers in found]
+    entries = tuple(_entry(head["name"], layers) for layers in found)
     repeated = {entry.name for entry in entries if [e.name for e in entries].count(entry.name) > 1}
     if repeated:
-        raise ExperimentError(f"{path}: more than one entry is named {', '.join(sorted(repeated))}")
-    return Matrix(mapping["name"], entries, mapping.get("evaluation", {}))
+        raise ExperimentError(f"{source}: more than one entry is named {', '.join(sorted(repeated))}")
+    evaluation = head.get("evaluation", {})
+    try:
+        TypeAdapter(Evaluation).validate_python(evaluation)
+    except ValidationError as error:
+        raise ExperimentError(
+            f"{source}: evaluation.{message(error, [*Evaluation.__annotations__])}"
+        ) from None
+    return Matrix(head["name"], entries, evaluation)
 
 
-def _entry(path: Path, entry: Mapping[str, Any], minutes: float | None) -> Experiment:
-    unknown = set(entry) - {"experiment", "name", "overrides"}
-    if unknown or "experiment" not in entry:
-        raise ExperimentError(f"{path}: an entry has experiment, name and overrides, not {sorted(unknown)}")
-    overrides = dict(entry.get("overrides", {}))
-    if "name" in entry:
-        overrides["name"] = entry["name"]
-    if minutes is not None:
-        overrides["training.minutes"] = minutes
-    return Experiment.read(entry["experiment"], overrides)
-
-
-def _seeded(entry: Experiment, seeds: int | None) -> list[Experiment]:
-    if seeds is None:
-        return [entry]
-    names = [entry.name if seed == 0 else f"{entry.name}-seed-{seed}" for seed in range(seeds)]
-    training = [replace(entry.training, seed=seed) for seed in range(seeds)]
-    return [replace(entry, name=n, training=t) for n, t in zip(names, training, strict=True)]
+def _entry(matrix: str, layers: Sequence[Layer]) -> Experiment:
+    try:
+        return Experiment.from_layers(layers)
+    except ExperimentError as error:
+        raise ExperimentError(f"{matrix}/{merged(layers).get('name')}: {error}") from None
 
 
 def run(
@@ -116,7 +115,8 @@ def run(
     Args:
         matrix: what to run.
         folder: each entry trains in `folder/NAME`, with samples in `folder/NAME/samples.png`.
-        table: the JSON lines file that rows are appended to.
+        table: the JSON lines file that rows are appended to. What diverges has rows that say `diverged`, and
+            at which step.
         only: names of the entries to run; all if empty. Several processes may share a table this way.
         device: by default the best that is there.
         progress: told what is being done.
@@ -128,10 +128,11 @@ def run(
     if unknown:
         raise ExperimentError(f"{', '.join(sorted(unknown))}: no such entry in matrix {matrix.name}")
     table = Path(table)
-    table.parent.mkdir(parents=True, exist_ok=True)
+    with writing(table):
+        table.parent.mkdir(parents=True, exist_ok=True)
     if said := mend(table):
         progress(said)
-    done = {_identity(row) for row in rows(table)}
+    done = [_identity(row) for row in rows(table)]
     for entry in matrix.entries:
         if only and entry.name not in only:
             continue
@@ -147,17 +148,25 @@ def run(
         progress(f"{entry.name}: training")
         torch.compiler.reset()  # of one function no more than eight shapes are compiled
         place = Path(folder) / entry.name
-        used = next(train(entry, place, resume=True, device=device).parameters()).device
+        try:
+            used = next(train(entry, place, resume=True, device=device).parameters()).device
+        except DivergedError as error:  # a finding like others
+            diverged = {"diverged": str(error).partition(";")[0]}
+            progress(f"{entry.name}: diverged at {diverged['diverged']}")
+            _append(table, [row | diverged for row in missing])
+            continue
         for row in missing:
             progress(f"{entry.name}: evaluating {row['weights']}")
-            measured = _measured(matrix, entry, place, row["weights"], used)
-            _append(table, row | measured)
+            _append(table, [row | _measured(matrix, entry, place, row["weights"], used)])
     return [row for row in rows(table) if row["matrix"] == matrix.name]
 
 
-def _identity(row: Mapping[str, Any]) -> str:
-    kept = ("matrix", "weights", "evaluation", "experiment")
-    return json.dumps({key: row.get(key) for key in kept}, sort_keys=True)
+def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: row.get(key) for key in ("matrix", "weights", "evaluation", "experiment")}
+    # A row older than a setting was made with that setting's default.
+    with suppress(ExperimentError):
+        kept["experiment"] = Experiment.from_dict(row["experiment"]).to_dict()
+    return kept
 
 
 def _measured(
@@ -177,7 +186,7 @@ def _measured(
     if stage == "model":
         sampling = {key: options[key] for key in ("sampler", "steps", "seed", "bf16") if key in options}
         images = generator(model, data, **sampling)(0, 32)
-        save_image(make_grid(images.cpu().float() / 2 + 0.5, nrow=8, padding=1), place / "samples.png")
+        write(sheet(images.float(), 8, padding=1), place / "samples.png", force=True)
     folder = place / "evaluation" / stage
     return measured | evaluate_model(model, entry, folder=folder, device=device, **options)
 
@@ -233,10 +242,11 @@ def mend(table: Path) -> str:
         return f"{table}: its last line was half a row; it is kept in {aside}"
 
 
-def _append(table: Path, row: Mapping[str, Any]) -> None:
-    """Add a row; the table is written anew, so that a full disk leaves the old one."""
+def _append(table: Path, more: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows; the table is written anew, so that a full disk leaves the old one."""
     with locked(table.with_name(table.name + ".lock"), wait=True):
         text = table.read_bytes() if table.is_file() else b""
         if text and not text.endswith(b"\n"):
             text += b"\n"
-        write_atomically(table, text + json.dumps(row).encode() + b"\n")
+        added = "".join(json.dumps(row) + "\n" for row in more)
+        write_atomically(table, text + added.encode())

@@ -45,8 +45,10 @@ def optimizers_of(model: nn.Module, options: Training) -> list[Optimizer]:
     """The optimisers that together step all parameters of a model."""
     parameters = list(model.parameters())
     betas = (0.9, options.beta2)
+    fused = True if parameters[0].device.type == "cuda" else None  # one kernel for all parameters
     if options.optimizer == "adam":
-        return [Adam(parameters, options.learning_rate, betas)]
+        return [Adam(parameters, options.learning_rate, betas, fused=fused)]
     kernels = [parameter for parameter in parameters if is_kernel(parameter)]
     others = [parameter for parameter in parameters if not is_kernel(parameter)]
-    return [KernelMuon(kernels, options.muon_learning_rate), Adam(others, options.learning_rate, betas)]
+    adam = Adam(others, options.learning_rate, betas, fused=fused)
+    return [KernelMuon(kernels, options.muon_learning_rate), adam]

@@ -10,194 +10,258 @@
     steps = 20000
 
 `model` and `data` take, besides `kind`, the arguments of that class; every other key is a field of a
-dataclass below. Unknown keys and values of the wrong type are refused by name.
+dataclass below. A file may begin with another one, see [`nca_lib.experiments.files`][]. Unknown keys, values
+of the wrong type and numbers out of range are refused by name. What is none by default can be set to
+`"none"` again, in a file or on the command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
-import itertools
-import json
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, Required, Self, Union, get_args, get_origin, get_type_hints
 
+import tomli_w
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    ValidationError,
+    model_validator,
+    with_config,
+)
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 from torch import nn
+from typing_extensions import TypedDict
 
-from nca_lib.automaton import GrowingNCA
-from nca_lib.baselines import VNCA, UNet
-from nca_lib.data.bcss import BCSS
-from nca_lib.data.celeba import CelebA
-from nca_lib.data.digits import Digits
-from nca_lib.data.faces import Faces
-from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images, Split
-from nca_lib.data.tissue import Tissue
-from nca_lib.diff_nca import DiffNCA
-from nca_lib.diffusion import MLP, Denoiser, ScheduleName, Target, Weighting, noise_schedule
+from nca_lib.diffusion import Denoiser, ScheduleName, Target, Weighting, noise_schedule
 from nca_lib.errors import ExperimentError
-from nca_lib.fourier import FourierDiffNCA
+from nca_lib.experiments.files import Layer, layers_of, merged, nested
+from nca_lib.experiments.kinds import DATASETS, KINDS, MODELS, arguments
 
-MODELS: dict[str, type[nn.Module]] = {
-    "diff-nca": DiffNCA,
-    "fourier-diff-nca": FourierDiffNCA,
-    "unet": UNet,
-    "vnca": VNCA,
-    "mlp": MLP,
-    "growing-nca": GrowingNCA,
-}
-DATASETS: dict[str, type[Images]] = {
-    "tissue": Tissue,
-    "digits": Digits,
-    "faces": Faces,
-    "celeba": CelebA,
-    "bcss": BCSS,
-    "folder": Folder,
-}
+CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: true is no number
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9._-]*$"  # leads nowhere else as a path, and is not hidden
+
+Unset = BeforeValidator(lambda value: None if value == "none" else value)  # TOML has no null
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Diffusion:
-    """The diffusion process; unused by growing automata."""
+    """The diffusion process; unused by growing automata and VNCA."""
 
-    schedule: ScheduleName = "cosine"
-    """noise schedule: cosine ends in pure noise, linear (the older scripts) does not"""
-    timesteps: int = 300
-    """T, the number of noise levels"""
-    target: Target = "epsilon"
-    """what the network predicts: epsilon as published; v keeps colours steady where noise is strong"""
-    weighting: Weighting = "uniform"
-    """of the loss over noise levels: uniform as published, or min_snr (Hang et al. 2023, gamma = 5)"""
+    schedule: ScheduleName = Field(
+        default="cosine",
+        description="noise schedule: cosine ends in pure noise, linear (the older scripts) does not",
+    )
+    timesteps: int = Field(default=300, ge=2, description="T, the number of noise levels")
+    target: Target = Field(
+        default="epsilon",
+        description="what the network predicts: epsilon as published; v keeps colours where noise is strong",
+    )
+    weighting: Weighting = Field(
+        default="uniform",
+        description="of the loss over noise levels: uniform as published, or min_snr (Hang et al. 2023)",
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Growing:
-    """What a growing automaton is trained for; unused by diffusion models."""
+    """What a growing automaton is trained for; unused by other models."""
 
-    regime: Literal["grow", "persist", "regenerate"] = "regenerate"
-    """grow from the seed only; persist adds the sample pool; regenerate adds damage to it"""
-    picture: str = "ladybird"
-    """the target: the name of a built-in picture, or the path of an RGBA image"""
-    size: int = 40
-    """height and width of the grid, cells"""
-    pool: int = 256
-    """states kept in the sample pool"""
-    min_rollout: int = 64
-    """fewest automaton steps between seed and loss"""
-    max_rollout: int = 96
-    """most automaton steps between seed and loss"""
+    regime: Literal["grow", "persist", "regenerate"] = Field(
+        default="regenerate",
+        description="grow from the seed only; persist adds the sample pool; regenerate adds damage to it",
+    )
+    picture: str = Field(
+        default="ladybird",
+        description="the target: the name of a built-in picture, or the path of an RGBA image",
+    )
+    size: int = Field(default=40, ge=2, description="height and width of the grid, cells")
+    pool: int = Field(default=256, ge=1, description="states kept in the sample pool, at least a batch")
+    min_rollout: int = Field(default=64, ge=1, description="fewest automaton steps between seed and loss")
+    max_rollout: int = Field(default=96, ge=1, description="most automaton steps between seed and loss")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        least, most = self.min_rollout, self.max_rollout
+        if least > most:
+            raise ValueError(f"growing.min_rollout: {least} is more than growing.max_rollout, {most}")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Training:
     """How long, how fast, and what is written on the way."""
 
-    steps: int = 200_000
-    """optimiser steps"""
-    minutes: float | None = None
-    """stop by the clock instead, with the learning rate scaled to it"""
-    batch: int = 16
-    """images per step"""
-    optimizer: Literal["adam", "muon"] = "adam"
-    """adam, as published; or muon on kernels and adam on the rest, which learns from fewer images"""
-    learning_rate: float = 1.6e-3
-    """peak learning rate of Adam"""
-    muon_learning_rate: float = 0.02
-    """peak learning rate of Muon"""
-    beta2: float = 0.99
-    """Adam's second-moment decay (the first is 0.9)"""
-    decay: Literal["cosine", "reference"] = "cosine"
-    """cosine to zero after a warm-up; or 0.9999 per step, as published"""
-    warmup: int = 100
-    """steps over which the cosine schedule's learning rate rises from zero"""
-    clip: float = 1.0
-    """largest norm of the gradient"""
-    ema: float = 0.999
-    """decay of the averaged weights, warmed up as min(decay, (1+n)/(10+n)); published: 0.99"""
-    bf16: bool = True
-    """mixed precision where the device computes bf16 natively"""
-    compile: bool = True
-    """compile the automaton's step with torch.compile where a C++ compiler is present"""
-    seed: int = 0
-    """of initialisation, data order and noise"""
-    workers: int = 0
-    """processes that read images; 0 reads in the training process"""
-    log_every: int = 50
-    """steps between progress lines and TensorBoard points"""
-    save_every: int = 500
-    """steps between checkpoints"""
-    sample_every: int = 2000
-    """steps between sample grids"""
-    snapshots: int = 0
-    """also keep the averaged weights at 1/2, 1/4, ... of the steps, this often"""
-    init_from: str | None = None
-    """start from these trained weights (a shipped name or a .safetensors file)"""
-    teacher: str | None = None
-    """learn what these trained weights predict, instead of what is true: distillation"""
+    steps: int = Field(
+        default=200_000, ge=0, description="optimiser steps; 0 keeps the weights of init_from as they are"
+    )
+    minutes: Annotated[float | None, Field(gt=0), Unset] = Field(
+        default=None, description="stop by the clock instead, with the learning rate scaled to it"
+    )
+    batch: int = Field(default=16, ge=1, description="images per step")
+    optimizer: Literal["adam", "muon"] = Field(
+        default="adam",
+        description="adam as published; muon on kernels, adam on the rest, learns from fewer images",
+    )
+    learning_rate: float = Field(default=1.6e-3, gt=0, description="peak learning rate of Adam")
+    muon_learning_rate: float = Field(default=0.02, gt=0, description="peak learning rate of Muon")
+    beta2: float = Field(
+        default=0.99, ge=0, lt=1, description="Adam's second-moment decay (the first is 0.9)"
+    )
+    decay: Literal["cosine", "reference"] = Field(
+        default="cosine", description="cosine to zero after a warm-up; or 0.9999 per step, as published"
+    )
+    warmup: int = Field(
+        default=100, ge=1, description="steps over which the cosine schedule's learning rate rises from zero"
+    )
+    clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(
+        default=0.999,
+        ge=0,
+        lt=1,
+        description="decay of the averaged weights, warmed up as min(decay, (1+n)/(10+n)); published: 0.99",
+    )
+    bf16: bool = Field(
+        default=True,
+        description="mixed precision where the device computes bf16 natively; fp16 on older NVIDIA GPUs",
+    )
+    compile: bool = Field(
+        default=True,
+        description="compile the automaton's step with torch.compile where a C++ compiler is present",
+    )
+    # NumPy's generators take no negative seeds, torch's none of more than 64 bits.
+    seed: int = Field(default=0, ge=0, lt=2**63, description="of initialisation, data order and noise")
+    workers: int = Field(
+        default=0, ge=0, le=256, description="processes that read images; 0 reads in the training process"
+    )
+    log_every: int = Field(
+        default=50, ge=1, description="steps between progress lines and TensorBoard points"
+    )
+    save_every: int = Field(default=500, ge=1, description="steps between checkpoints")
+    sample_every: int = Field(default=2000, ge=1, description="steps between sample grids")
+    snapshots: int = Field(
+        default=0,
+        ge=0,
+        description="also keep the averaged weights at 1/2, 1/4, ... of the steps, this often",
+    )
+    init_from: Annotated[str | None, Field(min_length=1), Unset] = Field(
+        default=None, description="start from these trained weights (a shipped name or a .safetensors file)"
+    )
+    teacher: Annotated[str | None, Field(min_length=1), Unset] = Field(
+        default=None,
+        description="learn what these trained weights predict, instead of what is true: distillation",
+    )
+    accumulate: int = Field(
+        default=1, ge=1, description="parts that a process cuts its share of a batch into: less memory"
+    )
+    tf32: bool = Field(default=True, description="products of float32 in TF32 on NVIDIA GPUs: three digits")
+    deterministic: bool = Field(
+        default=False, description="only algorithms that give the same bits each time; slower on GPUs"
+    )
+
+    @model_validator(mode="after")
+    def _trains_or_is_trained(self) -> Self:
+        if self.steps == 0 and self.init_from is None:
+            raise ValueError("training.steps: 0 trains nothing, which takes weights from training.init_from")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
+SECTIONS: dict[str, Any] = {"diffusion": Diffusion, "growing": Growing, "training": Training}
+
+# A model's and a data set's plain numbers are counts and probabilities. Others say their range themselves.
+RANGES: dict[Any, Any] = {
+    int: Annotated[int, Field(ge=1)],
+    int | None: Annotated[int | None, Field(ge=1), Unset],
+    float: Annotated[float, Field(gt=0, le=1)],
+}
+
+
+def _table_of(kind: str, build: type) -> Any:
+    """The type of a [model] or [data] table: `kind`, and the arguments of its class."""
+    hints = get_type_hints(build.__init__, include_extras=True)  # type: ignore[misc]
+    keys: dict[str, Any] = {"kind": Literal[kind]}
+    for name, parameter in arguments(build).items():
+        hint = RANGES.get(hints[name], hints[name])
+        keys[name] = Required[hint] if parameter.default is parameter.empty else hint
+    return with_config(CHECKED)(TypedDict(kind, keys, total=False))  # type: ignore[operator]
+
+
+TABLES = {
+    section: {kind: _table_of(kind, build) for kind, build in kinds.items()}
+    for section, kinds in KINDS.items()
+}
+
+
+def _table(section: str) -> GetPydanticSchema:
+    union: Any = Union[tuple(TABLES[section].values())]  # noqa: UP007
+    by_kind = Annotated[union, Field(discriminator="kind")]
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(by_kind))
+
+
+def _section(name: str) -> BeforeValidator:
+    # Strictness would take instances only.
+    build = SECTIONS[name]
+    return BeforeValidator(lambda value: build(**value) if isinstance(value, Mapping) else value)
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Experiment:
     """Everything that decides a training run."""
 
-    name: str
-    """names the run's folder and its weights"""
-    model: Mapping[str, Any] = field(default_factory=lambda: {"kind": "diff-nca"})
-    """kind (a key of `MODELS`) and the arguments of that class"""
-    data: Mapping[str, Any] = field(default_factory=lambda: {"kind": "tissue"})
-    """kind (a key of `DATASETS`) and the arguments of that class; unused by growing automata"""
-    diffusion: Diffusion = field(default_factory=Diffusion)
-    growing: Growing = field(default_factory=Growing)
-    training: Training = field(default_factory=Training)
+    name: str = Field(
+        pattern=NAME, description="of the run's folder and its weights: letters, digits, '.', '_' and '-'"
+    )
+    model: Annotated[Mapping[str, Any], _table("model")] = Field(
+        default_factory=lambda: {"kind": "diff-nca"},
+        description="kind (a key of `MODELS`) and the arguments of that class",
+    )
+    data: Annotated[Mapping[str, Any], _table("data")] = Field(
+        default_factory=lambda: {"kind": "tissue"},
+        description="kind (a key of `DATASETS`) and the arguments of that class; unused by growing automata",
+    )
+    diffusion: Annotated[Diffusion, _section("diffusion")] = Diffusion()
+    growing: Annotated[Growing, _section("growing")] = Growing()
+    training: Annotated[Training, _section("training")] = Training()
+
+    @model_validator(mode="after")
+    def _pool_holds_a_batch(self) -> Self:
+        batch, pool = self.training.batch, self.growing.pool
+        if self.model["kind"] == "growing-nca" and batch > pool:
+            raise ValueError(f"growing.pool: {pool} states are fewer than training.batch, {batch}")
+        return self
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Experiment:
         """Check a nested mapping and build the experiment.
 
         Raises:
-            ExperimentError: a key is unknown or its value of the wrong type.
+            ExperimentError: a key is unknown, or its value of the wrong type or out of range.
         """
-        values = dict(mapping)
-        for section in ("model", "data"):
-            if section in values:
-                _check_kind(section, values[section], MODELS if section == "model" else DATASETS)
-        for section, kind in (("diffusion", Diffusion), ("growing", Growing), ("training", Training)):
-            if section in values:
-                _check(kind, values[section], section)
-                values[section] = kind(**values[section])
-        _check(cls, values, "")
-        if "name" not in values:
-            raise ExperimentError("name: missing; an experiment needs a name")
-        return cls(**values)
+        try:
+            return cls(**mapping)
+        except ValidationError as error:
+            raise ExperimentError(message(error)) from None
 
     @classmethod
     def read(cls, source: str | Path, overrides: Mapping[str, Any] | None = None) -> Experiment:
         """Read a TOML file, or a shipped experiment by its name; `overrides` has dotted keys.
 
         Raises:
-            ExperimentError: no such experiment, not TOML, or a bad key or value.
+            ExperimentError: no such experiment or base, not TOML, or a bad key or value.
         """
-        path = Path(source)
-        if path.suffix != ".toml":
-            path = Path(str(resources.files("nca_lib") / "experiments" / "recipes" / f"{source}.toml"))
-        if not path.is_file():
-            raise ExperimentError(
-                f"no experiment {str(source)!r}; give a .toml file or one of: {', '.join(names())}"
-            )
-        try:
-            mapping = tomllib.loads(path.read_text())
-        except tomllib.TOMLDecodeError as error:
-            raise ExperimentError(f"{path}: not valid TOML: {error}") from error
-        for dotted, value in (overrides or {}).items():
-            section, _, key = dotted.rpartition(".")
-            (mapping.setdefault(section, {}) if section else mapping)[key] = value
-        return cls.from_dict(mapping)
+        return cls.from_layers([*layers_of(source), ("overrides", nested(overrides or {}))])
+
+    @classmethod
+    def from_layers(cls, layers: Sequence[Layer]) -> Experiment:
+        """What the layers of a file say together, checked."""
+        return cls.from_dict(merged(layers))
 
     def to_dict(self) -> dict[str, Any]:
         """The experiment as nested plain values; `from_dict` reads it back."""
@@ -205,17 +269,15 @@ class Experiment:
 
     def to_toml(self) -> str:
         """The experiment as TOML; reading it back gives an equal experiment."""
-        lines = [f"name = {json.dumps(self.name)}"]
-        for section, values in self.to_dict().items():
-            if section != "name":
-                lines += ["", f"[{section}]"]
-                lines += [
-                    f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None
-                ]
-        return "\n".join(lines) + "\n"
+        name, sections = self.name, {k: v for k, v in self.to_dict().items() if k != "name"}
+        known = {
+            section: {key: value for key, value in values.items() if value is not None}
+            for section, values in sections.items()
+        }
+        return tomli_w.dumps({"name": name, **known})
 
     def build_model(self) -> nn.Module:
-        """The untrained model: a [`Denoiser`][], a [`VNCA`][] or a [`GrowingNCA`][]."""
+        """The untrained model: a [`Denoiser`][], or of kind vnca or growing-nca that class."""
         options = dict(self.model)
         kind = options.pop("kind")
         network = MODELS[kind](**options)
@@ -231,82 +293,73 @@ class Experiment:
         return build(**options, split=split)
 
 
-def names() -> list[str]:
-    """The names of the shipped experiments."""
-    return _shipped("recipes")
-
-
-def matrices() -> list[str]:
-    """The names of the shipped matrices, see [`nca_lib.experiments.matrix`][]."""
-    return _shipped("matrices")
-
-
-def _shipped(folder: str) -> list[str]:
-    entries = (resources.files("nca_lib") / "experiments" / folder).iterdir()
-    return sorted(entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml"))
-
-
-def fields() -> dict[str, tuple[Any, str]]:
-    """Every dataclass key by dotted name: its type and what it means (for the command line's help)."""
-    found: dict[str, tuple[Any, str]] = {}
-    for section, kind in (("diffusion", Diffusion), ("growing", Growing), ("training", Training)):
-        hints = get_type_hints(kind)
-        meanings = _meanings(kind)
-        found |= {f"{section}.{key}": (hints[key], meanings[key]) for key in hints}
-    return found
-
-
-def _meanings(kind: type) -> dict[str, str]:
-    # The string under each field is its documentation; it lives in the source only.
-    lines = [line.strip() for line in inspect.getsource(kind).splitlines()]
-    pairs = itertools.pairwise(lines)
+def fields() -> dict[str, tuple[str, str]]:
+    """Every dataclass key by dotted name: its values in words, and what it means."""
     return {
-        line.split(":")[0]: below.strip('"')
-        for line, below in pairs
-        if ": " in line and below.startswith('"""')
+        f"{section}.{key}": (in_words(field), field.description or "")
+        for section, build in SECTIONS.items()
+        for key, field in build.__pydantic_fields__.items()
     }
 
 
-def _check_kind(section: str, values: Any, known: Mapping[str, type]) -> None:
-    if not isinstance(values, Mapping):
-        raise ExperimentError(f"{section}: must be a table, [{section}]")
-    kind = str(values.get("kind"))
-    if kind not in known:
-        raise ExperimentError(f"{section}.kind: {kind!r} is unknown; choose one of {', '.join(known)}")
-    options = {key: value for key, value in values.items() if key != "kind"}
-    build: Any = known[kind]
-    _check(build.__init__, options, section, hidden=("return", "split"))
+def in_words(field: FieldInfo) -> str:
+    """The values that a field takes: `float >= 0, < 1`."""
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(map(str, get_args(field.annotation)))
+    kinds = get_args(field.annotation) or (field.annotation,)
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(limit, name)}"
+        for limit in field.metadata
+        for name, sign in signs.items()
+        if hasattr(limit, name)
+    ]
+    number = ", ".join([" ".join([kinds[0].__name__, *limits[:1]]), *limits[1:]])
+    return f"{number} or none" if NoneType in kinds else number
 
 
-def _check(target: Callable[..., Any], values: Any, where: str, hidden: tuple[str, ...] = ()) -> None:
-    if not isinstance(values, Mapping):
-        raise ExperimentError(f"{where}: must be a table, [{where}]")
-    hints = {key: hint for key, hint in get_type_hints(target).items() if key not in hidden}
-    for key, value in values.items():
-        name = f"{where}.{key}" if where else key
-        if key not in hints:
-            close = difflib.get_close_matches(key, hints, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(hints)}"
-            raise ExperimentError(f"{name}: unknown key; {hint}")
-        if not _fits(value, hints[key]):
-            if get_origin(hints[key]) is Literal:
-                raise ExperimentError(f"{name}: {value!r} is not one of {', '.join(get_args(hints[key]))}")
-            expected = getattr(hints[key], "__name__", str(hints[key])).replace("typing.", "")
-            raise ExperimentError(f"{name}: {value!r} is not of type {expected}")
+def message(error: ValidationError, known: Sequence[str] = ()) -> str:
+    """What is wrong, in one line: the key, its value, and what would be right.
+
+    `known` are the keys that there are, by default those of an experiment.
+    """
+    first = min(error.errors(include_url=False), key=lambda found: found["type"] == "missing")
+    problem, value = first["type"], first["input"]
+    if problem == "value_error":  # from a validator above, which names its keys
+        return str(first["ctx"]["error"])
+    path = [str(part) for part in first["loc"]]
+    if not known:
+        known = _known(path)
+    if path[0] in TABLES and len(path) > 1:
+        del path[1]  # the kind
+    name = ".".join(path)
+    match problem:
+        case "unexpected_keyword_argument" | "extra_forbidden":
+            close = difflib.get_close_matches(path[-1], known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            return f"{name}: unknown key; {hint}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            return (
+                f"{name}.kind: {str(value.get('kind'))!r} is unknown; choose one of {', '.join(KINDS[name])}"
+            )
+        case "dataclass_exact_type" | "model_attributes_type":
+            return f"{name}: must be a table, [{name}]"
+        case "missing":
+            return f"{name}: missing"
+        case "literal_error":
+            choices = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+            return f"{name}: {value!r} is not one of {choices}"
+        case "int_type" | "float_type" | "bool_type" | "string_type":
+            kind = problem.removesuffix("_type").replace("string", "str")
+            return f"{name}: {value!r} is not of type {kind}"
+        case "string_pattern_mismatch":
+            return f"{name}: {value!r} is no name; use letters, digits, '_', and further on '.' and '-'"
+    return f"{name}: {value!r} {first['msg'].split(' ', 1)[1]}"
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
-    if origin is Literal:
-        return value in get_args(hint)
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is NoneType:
-        return value is None
-    return isinstance(value, hint)
+def _known(path: Sequence[str]) -> list[str]:
+    section, *inner = path
+    if section in TABLES and inner:
+        return [key for key in TABLES[section][inner[0]].__annotations__ if key != "kind"]
+    build: Any = SECTIONS[section] if inner else Experiment
+    return list(build.__pydantic_fields__)

@@ -20,7 +20,9 @@ from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.errors import DataError, ExperimentError
 from nca_lib.experiments.checkpoints import outlive_signals
 from nca_lib.experiments.growing import GrowingTask
+from nca_lib.experiments.parallel import Part, PartNoise, parts
 from nca_lib.experiments.settings import Experiment
+from nca_lib.noise import Purpose, firing_from
 from nca_lib.samplers import sample
 from nca_lib.weights import load
 
@@ -38,12 +40,25 @@ class Task(Protocol):
         """A hash of the data."""
         ...
 
+    parts: list[Part]
+    """the parts of a batch that are computed here"""
+    part: Part
+    """the one that `loss` computes next"""
+
+    def read_ahead(self) -> None:
+        """Read what the next `loss` needs, while the device is busy."""
+        ...
+
     def start(self, step: int) -> None:
         """Position the data so that `loss` continues at `step`."""
         ...
 
+    def stop(self) -> None:
+        """Read no more data."""
+        ...
+
     def loss(self) -> Tensor:
-        """The loss on the next batch; a scalar with gradient."""
+        """The loss on the next batch, or its part; a scalar with gradient."""
         ...
 
     def evaluate(self, model: nn.Module) -> float:
@@ -70,15 +85,18 @@ class _ImageTask:
         self.data, self.held_out = experiment.build_data("train"), experiment.build_data("test")
         self.training, self.device = experiment.training, device
         self.fingerprint = self.data.fingerprint()
+        self.parts = parts(experiment.training)
+        self.part = self.parts[0]
+        self.ahead: Tensor | None = None
 
     def start(self, step: int) -> None:
         """Continue the stream of images at batch `step`."""
         batch = self.training.batch
 
         def batches() -> Iterator[range]:
-            n = step * batch
+            n, size = step * batch, batch // self.part.count
             while True:
-                yield range(n, n + batch)
+                yield from (range(n + p.index * size, n + (p.index + 1) * size) for p in self.parts)
                 n += batch
 
         # A generator of its own: creating the loader must not consume the training's random numbers.
@@ -88,12 +106,25 @@ class _ImageTask:
             num_workers=self.training.workers,
             generator=torch.Generator(),
             worker_init_fn=outlive_signals,
+            pin_memory=self.device.type == "cuda",
         )
-        self.batches = iter(loader)
+        self.batches, self.ahead = iter(loader), None
+
+    def stop(self) -> None:
+        """End the processes that read images. Left to the garbage collector, that takes ten seconds."""
+        if self.training.workers:
+            self.batches._shutdown_workers()  # type: ignore[attr-defined]
+
+    def read_ahead(self) -> None:
+        """Read the next images and begin to send them, while the device is busy."""
+        self.ahead = self._next()
 
     def _next(self) -> Tensor:
+        images, self.ahead = self.ahead, None
+        if images is not None:
+            return images
         try:
-            return next(self.batches).to(self.device)
+            return next(self.batches).to(self.device, non_blocking=True)
         except DataError as error:
             # A worker's comes with its traceback, whose last line is what the data said.
             _, _, said = str(error).rstrip().splitlines()[-1].rpartition("DataError: ")
@@ -125,12 +156,15 @@ class DiffusionTask(_ImageTask):
 
     def loss(self) -> Tensor:
         """MSE + L1 at random timesteps, against the truth or the teacher."""
-        clean = self._next()
+        clean, noise = self._next(), PartNoise(self.part)
         # One timestep from each of B equal strata: uniform like independent draws, with less variance
         # (Kingma et al. 2021, appendix I.1).
-        strata = (torch.arange(len(clean)) + torch.rand(1)) / len(clean)
-        t = (strata * self.model.schedule.timesteps).long()
-        return self.model.loss(clean, t, torch.randn_like(clean), self.teacher)
+        count = len(clean) * self.part.count
+        strata = torch.arange(count, device=self.device) + torch.rand(1, device=self.device)
+        t = self.part.of((strata / count * self.model.schedule.timesteps).long())
+        drawn = noise.normal(clean, Purpose.SAMPLER, 0)
+        with firing_from(self.model, noise), firing_from(self.teacher or self.model, noise):
+            return self.model.loss(clean, t, drawn, self.teacher)
 
     def evaluate(self, model: nn.Module) -> float:
         """Mean loss on 64 held-out images, each at eight timesteps, always with the same noise."""
@@ -175,7 +209,7 @@ class VNCATask(_ImageTask):
 
     def loss(self) -> Tensor:
         """The negative evidence lower bound."""
-        return self.model.loss(self._next())
+        return self.model.loss(self._next(), PartNoise(self.part))
 
     def evaluate(self, model: nn.Module) -> float:
         """The loss on 64 held-out images, always with the same codes drawn."""

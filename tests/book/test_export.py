@@ -237,9 +237,9 @@ def test_files_are_small_enough_for_a_page() -> None:
 
 def test_exporting_leaves_the_model_as_it_was() -> None:
     model, start = untrained(update_probability=1.0), torch.randn(1, 3, 6, 6)
-    before = model(start, torch.tensor([0.5]))
+    before = model(start, torch.tensor([150]))
     export(model)
-    assert torch.equal(model(start, torch.tensor([0.5])), before)
+    assert torch.equal(model(start, torch.tensor([150])), before)
     model.requires_grad_(True)
     assert all(parameter.requires_grad for parameter in model.parameters())
 

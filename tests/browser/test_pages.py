@@ -152,7 +152,52 @@ def test_page_fits_a_phone(browser: Browser, path: str) -> None:
         assert not visit.problems
 
 
-def test_search_finds_a_word(browser: Browser) -> None:
-    with Visit(browser, "search.html", query="?q=automata") as visit:
-        visit.page.wait_for_selector("#search-results li", timeout=10_000)
+def test_search_finds_the_chapter_and_shows_the_place(browser: Browser) -> None:
+    with Visit(browser, "search.html", query="?q=inpainting") as visit:
+        first = visit.page.locator("#search-results li").first
+        first.wait_for(timeout=10_000)
+        assert "One model, many tasks" in first.inner_text()
+        assert "inpainting" in first.locator("p.context mark").first.inner_text()
+        first.get_by_role("link").last.click()
+        visit.page.wait_for_url("**/06_one_model_many_tasks.html#*")
         assert not visit.problems
+
+
+def test_a_notebook_is_saved_from_disk(browser: Browser) -> None:
+    source = HTML / "_sources" / "book" / "01_cells_that_grow.ipynb"
+    with Visit(browser, "book/01_cells_that_grow.html") as visit:
+        visit.page.get_by_role("button", name="Download this page").click()
+        with visit.page.expect_download() as download:
+            visit.page.locator("a.btn-download-source-button").click()
+        assert download.value.suggested_filename == source.name
+        assert Path(download.value.path()).read_text() == source.read_text()
+
+
+def test_outputs_fit_the_page(browser: Browser) -> None:
+    too_wide = """() => [...document.querySelectorAll(".cell_output pre")]
+        .filter(pre => pre.scrollWidth > pre.clientWidth).map(pre => pre.textContent.slice(0, 80))"""
+    for path in CHAPTERS:
+        with Visit(browser, path) as visit:
+            assert not visit.page.evaluate(too_wide), path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_paper_is_white_and_shows_everything(browser: Browser, scheme: str) -> None:
+    with Visit(browser, "book/06_one_model_many_tasks.html") as visit:
+        visit.page.emulate_media(media="print", color_scheme=scheme)
+        visit.page.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")
+        visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        seen = visit.page.evaluate("""() => {
+            const colour = getComputedStyle(document.querySelector("article p")).color;
+            const all = selector => [...document.querySelectorAll(selector)];
+            return {
+                darkness: 255 - Math.max(...colour.match(/\\d+/g).slice(0, 3)),
+                cut: all(".cell_output pre").filter(pre => pre.scrollHeight > pre.clientHeight + 1).length,
+                closed: all(".solution .admonition-title ~ *").filter(part => !part.offsetHeight).length,
+                figures: all(".only-dark").filter(figure => figure.offsetHeight).length,
+            };
+        }""")
+        assert seen["darkness"] > 100
+        assert (seen["cut"], seen["closed"], seen["figures"]) == (0, 0, 0)
+        visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert visit.page.evaluate("document.documentElement.dataset.theme") == scheme

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from torchvision.utils import make_grid
 
-from nca_lib.data.files import edit, read, read_mask, write
+from nca_lib.data.files import edit, read, read_mask, sheet, write
 from nca_lib.errors import DataError, OutputError
 
 RNG = np.random.default_rng(0)
@@ -176,3 +177,15 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(DataError, match=r"pipe\.png: unreadable"):
         read(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize(("count", "columns", "padding"), [(1, 1, 2), (5, 4, 2), (8, 4, 1), (3, 3, 0)])
+def test_a_sheet_is_laid_out_as_torchvisions_grid(count: int, columns: int, padding: int) -> None:
+    images = torch.rand(count, 3, 5, 7) * 2 - 1
+    ours = sheet(images, columns, padding)
+    if count == 1:  # which torchvision leaves without a border
+        assert torch.equal(ours[:, 2:-2, 2:-2], images[0])
+        return
+    theirs = make_grid(images, nrow=columns, padding=padding, pad_value=-1)
+    assert torch.equal(ours, theirs)
+    assert sheet(images[:, :1], columns, padding).shape == (1, *theirs.shape[1:])

@@ -17,7 +17,6 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
-from nca_lib.book.plots import measurements
 from nca_lib.data.digits import Digits
 from nca_lib.data.tissue import Tissue
 from nca_lib.evaluation.distortions import blurred, noisy
@@ -38,6 +37,7 @@ from nca_lib.evaluation.metrics import (
     SpectrumDistance,
     frechet_distance,
     log_spectra,
+    measurements,
     through_jpeg,
 )
 from nca_lib.experiments.settings import Experiment

@@ -19,12 +19,27 @@ from test_training import assert_same_run, checkpoint, diffusing
 from nca_lib import weights
 from nca_lib.errors import DataError, ExperimentError, OutputError, TrainingError
 from nca_lib.experiments import tasks, training
+from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.training import train
 
 
 def run(folder: Path, **options: Any) -> None:
     resume = {key: options.pop(key) for key in ("resume", "resume_anyway") if key in options}
     train(diffusing(**options), folder, device="cpu", progress=False, **resume)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of twelve steps, whose previous checkpoint is of step 8."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(finished, tmp_path / "run")
 
 
 def edited(path: Path, **changes: Any) -> None:
@@ -79,38 +94,33 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_damaged_checkpoint_gives_way_to_the_previous_one(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, finished: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path / "straight")
-    shutil.copytree(tmp_path / "straight", tmp_path / "broken")
-    damage_of(kind, tmp_path / "broken" / "checkpoint.pt")
-    capsys.readouterr()
-    run(tmp_path / "broken", resume=True)
+    damage_of(kind, folder / "checkpoint.pt")
+    run(folder, resume=True)
     said = capsys.readouterr().err.strip()
     assert "checkpoint.pt: " in said
     assert "going on from checkpoint.previous.pt at step 8" in said
     assert "\n" not in said
-    assert_same_run(tmp_path / "straight", tmp_path / "broken")
+    assert_same_run(finished, folder)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_where_none_is_whole_one_line_names_file_and_cure(kind: str, tmp_path: Path) -> None:
-    run(tmp_path, steps=4)
-    (tmp_path / "checkpoint.previous.pt").unlink(missing_ok=True)
-    damage_of(kind, tmp_path / "checkpoint.pt")
+def test_where_none_is_whole_one_line_names_file_and_cure(kind: str, folder: Path) -> None:
+    (folder / "checkpoint.previous.pt").unlink()
+    damage_of(kind, folder / "checkpoint.pt")
     with pytest.raises(TrainingError, match=rf"checkpoint\.pt: .*{DAMAGE[kind]}.*another folder") as caught:
-        run(tmp_path, resume=True)
+        run(folder, resume=True)
     assert "\n" not in str(caught.value)
 
 
-def test_a_kill_between_two_generations_loses_nothing(tmp_path: Path) -> None:
-    run(tmp_path / "straight")
-    broken = shutil.copytree(tmp_path / "straight", tmp_path / "broken")
-    (broken / "checkpoint.pt").replace(broken / "checkpoint.previous.pt")
-    (broken / "checkpoint.pt.partial").write_bytes(b"half")
-    run(broken, resume=True)
-    assert_same_run(tmp_path / "straight", broken)
-    assert not list(broken.glob("*.partial"))
+def test_a_kill_between_two_generations_loses_nothing(finished: Path, folder: Path) -> None:
+    (folder / "checkpoint.pt").replace(folder / "checkpoint.previous.pt")
+    (folder / "checkpoint.pt.partial").write_bytes(b"half")
+    run(folder, resume=True)
+    assert (folder / "checkpoint.previous.pt").is_file()
+    assert weights.record(folder / "model.safetensors")["steps"] == 12
+    assert not list(folder.glob("*.partial"))
 
 
 @pytest.mark.parametrize(
@@ -122,38 +132,42 @@ def test_a_kill_between_two_generations_loses_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_other_settings_are_refused_by_key_and_recorded_if_asked_for(
-    changes: dict[str, Any], key: str, tmp_path: Path
+    changes: dict[str, Any], key: str, folder: Path
 ) -> None:
-    run(tmp_path, steps=4)
     with pytest.raises(ExperimentError, match=key):
-        run(tmp_path, resume=True, **changes)
-    assert weights.record(tmp_path / "model.safetensors")["steps"] == 4
-    run(tmp_path, resume=True, resume_anyway=True, **changes)
-    run(tmp_path, resume=True, steps=14, **changes)
-    (noted,) = weights.record(tmp_path / "model.safetensors")["resumed_anyway"]
-    assert noted["step"] == 4
+        run(folder, resume=True, **changes)
+    assert Experiment.read(folder / "experiment.toml") == diffusing()
+    run(folder, resume=True, resume_anyway=True, steps=13, **changes)
+    run(folder, resume=True, steps=14, **changes)
+    (noted,) = weights.record(folder / "model.safetensors")["resumed_anyway"]
+    assert noted["step"] == 12
     assert list(noted["changed"]) == [f"training.{next(iter(changes))}"]
 
 
-def test_how_long_and_how_often_may_change(tmp_path: Path) -> None:
-    run(tmp_path, steps=4)
-    run(tmp_path, resume=True, steps=8, minutes=5, save_every=3, log_every=7, workers=1)
-    assert checkpoint(tmp_path)["step"] == 8
+def test_how_long_and_how_often_may_change(folder: Path) -> None:
+    run(folder, resume=True, steps=14, minutes=5, save_every=3, log_every=7, workers=1)
+    assert checkpoint(folder)["step"] == 14
 
 
-def test_a_checkpoint_of_before_is_checked_by_the_folders_settings(tmp_path: Path) -> None:
-    run(tmp_path, steps=4)
-    edited(tmp_path / "checkpoint.pt", experiment=None, threads=None, resumed_anyway=None)
+def test_a_checkpoint_of_before_is_checked_by_the_folders_settings(folder: Path) -> None:
+    edited(folder / "checkpoint.pt", experiment=None, threads=None, resumed_anyway=None, scaler=None)
     with pytest.raises(ExperimentError, match=r"training\.seed"):
-        run(tmp_path, resume=True, seed=2)
-    run(tmp_path, resume=True)
+        run(folder, resume=True, seed=2)
+    run(folder, resume=True, steps=13)
+    assert checkpoint(folder)["step"] == 13
 
 
-def test_another_thread_count_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, steps=4)
-    edited(tmp_path / "checkpoint.pt", threads=77)
-    run(tmp_path, resume=True)
+def test_another_thread_count_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited(folder / "checkpoint.pt", threads=77)
+    run(folder, resume=True)
     assert "77 threads" in capsys.readouterr().out
+
+
+def test_what_was_not_trained_yet_goes_on(folder: Path) -> None:
+    start = str(folder / "model.safetensors")
+    run(folder / "more", steps=0, init_from=start)
+    run(folder / "more", steps=1, init_from=start, resume=True)
+    assert checkpoint(folder / "more")["step"] == 1
 
 
 TRAINER = """
@@ -183,7 +197,7 @@ def started(tmp_path: Path, *more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_a_training_after_its_step_with_all_saved(
-    number: signal.Signals, status: int, tmp_path: Path
+    number: signal.Signals, status: int, finished: Path, tmp_path: Path
 ) -> None:
     process = started(tmp_path)
     process.send_signal(number)
@@ -193,8 +207,7 @@ def test_a_signal_ends_a_training_after_its_step_with_all_saved(
     assert "--resume" in said
     assert checkpoint(tmp_path / "run")["step"] == 6
     run(tmp_path / "run", resume=True)
-    run(tmp_path / "straight")
-    assert_same_run(tmp_path / "straight", tmp_path / "run")
+    assert_same_run(finished, tmp_path / "run")
 
 
 def test_a_second_training_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -207,21 +220,21 @@ def test_a_second_training_in_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_what_was_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    run(tmp_path, steps=4)
-    kept = {
-        path.name: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in (".pt", ".safetensors")
-    }
+    def kept() -> dict[str, bytes]:
+        return {file.name: file.read_bytes() for file in folder.iterdir() if "events" not in file.name}
+
+    before = kept()
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="No space left on device"):
         patch.setattr(os, "fsync", full)
-        run(tmp_path, resume=True)
-    assert {name: (tmp_path / name).read_bytes() for name in kept} == kept
-    assert not list(tmp_path.glob("*.partial"))
-    run(tmp_path, resume=True)
+        run(folder, resume=True, steps=14)
+    assert kept() == before
+    run(folder, resume=True, steps=14)
+    assert checkpoint(folder)["step"] == 14
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -231,7 +244,7 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_where_compiling_fails_training_goes_on_uncompiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from torch._inductor.exc import InductorError
 
@@ -243,13 +256,12 @@ def test_where_compiling_fails_training_goes_on_uncompiled(
         model.network.register_forward_pre_hook(fail)
 
     monkeypatch.setattr(training, "compile_step", broken)
-    run(tmp_path / "a", compile=True)
+    run(tmp_path, compile=True)
     said = capsys.readouterr().out
     assert "going on uncompiled" in said
     assert "file too short" in said
     assert "torchinductor" in said
-    run(tmp_path / "b")
-    one, other = (weights.load(tmp_path / name / "model.safetensors").state_dict() for name in "ab")
+    one, other = (weights.load(place / "model.safetensors").state_dict() for place in (finished, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -18,9 +18,9 @@ from nca_lib.baselines import VNCA
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.evaluation.metrics import Measure
-from nca_lib.experiments import matrix
-from nca_lib.experiments import settings as experiments
-from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.experiments import files, matrix
+from nca_lib.experiments.files import ExperimentError
+from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.training import train
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.samplers import sample
@@ -54,7 +54,7 @@ def made_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"celeba": str(root), "bcss": str(bcss)}
 
 
-@pytest.mark.parametrize("name", experiments.names())
+@pytest.mark.parametrize("name", files.names())
 def test_every_shipped_experiment_trains_samples_and_is_read_back(
     name: str, tmp_path: Path, made_data: dict[str, str]
 ) -> None:
@@ -117,7 +117,7 @@ def test_the_full_experiments_are_the_published_models_and_differ_in_data_and_st
         assert {**entry.model, "steps": 0} == {**other.model, "steps": 0}
 
 
-@pytest.mark.parametrize("name", experiments.matrices())
+@pytest.mark.parametrize("name", files.matrices())
 def test_every_shipped_matrix_is_read_and_takes_a_budget(name: str) -> None:
     for entry in matrix.read(name, minutes=8).entries:
         assert entry.training.minutes == 8
@@ -155,28 +155,26 @@ count = 150
 steps = 2
 
 [[entry]]
-experiment = "digits-diff-nca"
+base = "digits-diff-nca"
 name = "first"
-[entry.overrides]
-"training.steps" = 2
-"training.snapshots" = 0
-"training.compile" = false
-"model.channels" = 4
-"model.hidden" = 8
-"model.steps" = 1
-"data.size" = 16
+training.steps = 2
+training.snapshots = 0
+training.compile = false
+model.channels = 4
+model.hidden = 8
+model.steps = 1
+data.size = 16
 
 [[entry]]
-experiment = "digits-vnca"
+base = "digits-vnca"
 name = "second"
-[entry.overrides]
-"training.steps" = 2
-"training.snapshots" = 0
-"training.compile" = false
-"model.size" = 16
-"model.latent" = 16
-"model.hidden" = 16
-"data.size" = 16
+training.steps = 2
+training.snapshots = 0
+training.compile = false
+model.size = 16
+model.latent = 16
+model.hidden = 16
+data.size = 16
 """
 
 
@@ -231,7 +229,7 @@ def test_seeds_train_each_entry_anew(tmp_path: Path) -> None:
 
 def test_snapshots_have_rows_of_their_own(tmp_path: Path) -> None:
     text = first_only(SMALL).replace(
-        '.steps" = 2\n"training.snapshots" = 0', '.steps" = 8\n"training.snapshots" = 2'
+        "training.steps = 2\ntraining.snapshots = 0", "training.steps = 8\ntraining.snapshots = 2"
     )
     small = small_matrix(tmp_path, text)
     found = matrix.run(small, tmp_path / "runs", tmp_path / "t.jsonl", device="cpu", progress=lambda _: None)
@@ -242,6 +240,46 @@ def test_snapshots_have_rows_of_their_own(tmp_path: Path) -> None:
     ]
     hashes = {row["recipe"]["model_sha256"] for row in found}
     assert len(hashes) == 3
+
+
+def test_what_diverges_has_a_row_that_says_so_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
+    text = """name = "grid"
+[[entry]]
+base = "digits-mlp"
+name = "wild"
+training.steps = 9
+training.learning_rate = 1e30
+training.clip = 1e30
+
+[[entry]]
+base = "digits-mlp"
+name = "tame"
+training.steps = 2
+"""
+    small = small_matrix(tmp_path, text)
+    matrix.run(small, tmp_path / "runs", tmp_path / "table.jsonl", device="cpu", progress=lambda _: None)
+    said: list[str] = []
+    again = matrix.run(small, tmp_path / "runs", tmp_path / "table.jsonl", device="cpu", progress=said.append)
+    wild, tame = again
+    assert wild["name"] == "wild" and wild["diverged"].startswith("step ") and "sha256" not in wild
+    assert str(tmp_path) not in wild["diverged"]
+    assert "diverged" not in tame and "sha256" in tame
+    assert said == ["wild: done before", "tame: done before"]
+
+
+def test_a_row_older_than_a_setting_is_recognised(tmp_path: Path) -> None:
+    table, small = tmp_path / "t.jsonl", small_matrix(tmp_path, first_only(SMALL))
+    [row] = matrix.run(small, tmp_path / "runs", table, device="cpu", progress=lambda _: None)
+    del row["experiment"]["training"]["tf32"]
+    table.write_text(json.dumps(row) + "\n")
+    said: list[str] = []
+    matrix.run(small, tmp_path / "runs", table, device="cpu", progress=said.append)
+    assert said == ["first: done before"]
+    row["experiment"]["training"]["tf32"] = False
+    table.write_text(json.dumps(row) + "\n")
+    assert len(matrix.run(small, tmp_path / "runs", table, device="cpu", progress=said.append)) == 2
 
 
 def test_another_evaluation_makes_other_rows_and_none_leaves_the_record(tmp_path: Path) -> None:
@@ -301,15 +339,26 @@ def test_the_published_models_cost_what_is_published() -> None:
     assert cost[1] - cost[0] == pytest.approx(10.4e9, rel=0.02)
 
 
+WRONG = 'name = "x"\n[[entry]]\nname = "y"\n[evaluation]\n'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("name = ", "not valid TOML"),
         ('name = "x"\n', r"a matrix has a name"),
-        ('name = "x"\n[[entry]]\nname = "y"\n', "an entry has experiment"),
-        ('name = "x"\n[[entry]]\nexperiment = "nonsense"\n', "no experiment 'nonsense'"),
+        ('name = "x"\nseeds = 0\n[[entry]]\nname = "y"\n', "seeds: 0 is no whole number of at least 1"),
+        (WRONG + "count = 0", r"evaluation\.count: 0 should be greater than 0"),
+        (WRONG + "samplr = 'ddim'", r"evaluation\.samplr: unknown key; did you mean 'sampler'"),
+        (WRONG + "sampler = 'euler'", r"evaluation\.sampler: 'euler' is not one of ddpm, ddim"),
+        ('name = "x"\nevaluation = 3\n[[entry]]\nname = "y"\n', "a matrix has a name, seeds, .evaluation.,"),
+        ('name = "x"\nentry = 3\n', "a matrix has a name"),
+        ('name = "x"\n[[entry]]\nname = "../y"\n', "x/../y: name: '../y' is no name"),
+        ('name = "x"\n[[entry]]\nname = "y"\ntraining.batch = 0\n', "x/y: training.batch: 0 should be"),
+        ('name = "x"\n[[entry]]\nbase = "nonsense"\n', "no experiment 'nonsense'"),
+        ('name = "x"\n[[entry]]\nname = "y"\nbase = "y"\n', "no experiment 'y'"),
         (
-            'name = "x"\n' + '[[entry]]\nexperiment = "digits-mlp"\n' * 2,
+            'name = "x"\n' + '[[entry]]\nbase = "digits-mlp"\n' * 2,
             "more than one entry is named digits-mlp",
         ),
     ],

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA
+from nca_lib.data.images import Orientations
 from nca_lib.diffusion import Denoiser
+from nca_lib.experiments import files
 from nca_lib.experiments import settings as module
+from nca_lib.experiments.kinds import KINDS, arguments
 from nca_lib.experiments.settings import Experiment, ExperimentError
 
 
@@ -20,7 +25,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", module.names())
+@pytest.mark.parametrize("name", files.names())
 def test_a_shipped_experiment_survives_a_round_trip_through_toml(name: str, tmp_path: Path) -> None:
     shipped = Experiment.read(name)
     assert shipped.name == name
@@ -28,13 +33,13 @@ def test_a_shipped_experiment_survives_a_round_trip_through_toml(name: str, tmp_
     assert Experiment.from_dict(shipped.to_dict()) == shipped
 
 
-@pytest.mark.parametrize("name", module.names())
+@pytest.mark.parametrize("name", files.names())
 def test_a_shipped_experiment_can_be_built(name: str) -> None:
     assert isinstance(Experiment.read(name).build_model(), (Denoiser, GrowingNCA, VNCA))
 
 
 def test_awkward_strings_survive_a_round_trip(tmp_path: Path) -> None:
-    odd = Experiment.from_dict({"name": 'a "quoted" \\ name', "growing": {"picture": "C:\\ü.png"}})
+    odd = Experiment.from_dict({"name": "x", "growing": {"picture": 'C:\\ü "🐞"\n.png'}})
     assert Experiment.read(write(tmp_path, odd.to_toml())) == odd
 
 
@@ -63,11 +68,94 @@ def test_awkward_strings_survive_a_round_trip(tmp_path: Path) -> None:
         ({"data": {}}, r"data\.kind: 'None' is unknown"),
         ({"model": 3}, r"model: must be a table"),
         ({"training": 3}, r"training: must be a table"),
+        ({"data": {"kind": "folder"}}, r"data\.path: missing"),
     ],
 )
 def test_what_is_wrong_is_named(mapping: dict[str, Any], message: str) -> None:
     with pytest.raises(ExperimentError, match=message):
         Experiment.from_dict({"name": "x", **mapping})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("training.steps", -1, "greater than or equal to 0"),
+        ("training.steps", 0, "takes weights from training.init_from"),
+        ("training.minutes", 0, "greater than 0"),
+        ("training.minutes", math.nan, "finite"),
+        ("training.batch", 0, "greater than or equal to 1"),
+        ("training.learning_rate", 0, "greater than 0"),
+        ("training.muon_learning_rate", math.inf, "finite"),
+        ("training.beta2", 1, "less than 1"),
+        ("training.warmup", 0, "greater than or equal to 1"),
+        ("training.clip", math.nan, "finite"),
+        ("training.clip", 0.0, "greater than 0"),
+        ("training.ema", 2, "less than 1"),
+        ("training.ema", -0.1, "greater than or equal to 0"),
+        ("training.seed", -1, "greater than or equal to 0"),
+        ("training.seed", 2**63, "less than"),
+        ("training.workers", -1, "greater than or equal to 0"),
+        ("training.workers", 100_000, "less than or equal to 256"),
+        ("training.log_every", 0, "greater than or equal to 1"),
+        ("training.save_every", 0, "greater than or equal to 1"),
+        ("training.sample_every", 0, "greater than or equal to 1"),
+        ("training.snapshots", -1, "greater than or equal to 0"),
+        ("training.init_from", "", "at least 1 character"),
+        ("training.teacher", "", "at least 1 character"),
+        ("diffusion.timesteps", 1, "greater than or equal to 2"),
+        ("growing.size", -3, "greater than or equal to 2"),
+        ("growing.pool", 0, "greater than or equal to 1"),
+        ("growing.min_rollout", 0, "greater than or equal to 1"),
+        ("growing.min_rollout", 97, "is more than growing.max_rollout, 96"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_key(key: str, value: float, message: str) -> None:
+    with pytest.raises(ExperimentError, match=rf"^{re.escape(f'{key}: {value!r}')} .*{message}") as caught:
+        Experiment.from_dict(files.nested({"name": "x", key: value}))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["model", "data"])
+def test_every_number_of_every_model_and_data_set_has_a_range(section: str) -> None:
+    checked = 0
+    for kind, build in KINDS[section].items():
+        required = {"path": "x"} if kind == "folder" else {"root": "x"} if kind == "bcss" else {}
+        hints = get_type_hints(build.__init__)
+        for name in arguments(build):
+            wrong = {float: [0.0, -1, 1.5, math.nan], int: [0, -3], int | None: [0, -3], Orientations: [0, 3]}
+            for value in wrong.get(hints[name], []):
+                with pytest.raises(ExperimentError, match=rf"^{section}\.{name}: {value!r} "):
+                    Experiment.from_dict({"name": "x", section: {"kind": kind, **required, name: value}})
+                checked += 1
+    assert checked > 20
+
+
+def test_a_pool_smaller_than_a_batch_is_refused_where_there_is_one() -> None:
+    small = {"name": "x", "growing": {"pool": 4}, "training": {"batch": 5}}
+    assert Experiment.from_dict(small).growing.pool == 4
+    with pytest.raises(ExperimentError, match=r"growing\.pool: 4 states are fewer than training\.batch, 5"):
+        Experiment.from_dict({**small, "model": {"kind": "growing-nca"}})
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "a/b", "a\\b", ".hidden", "-x", "", "a b", 'a"b', "ü", "🐞", "a\n"]
+)
+def test_a_name_is_a_name(name: str) -> None:
+    with pytest.raises(ExperimentError, match=r"^name: .* is no name") as caught:
+        Experiment.from_dict({"name": name})
+    assert "\n" not in str(caught.value)
+    assert Experiment.from_dict({"name": "1.1m_A-b"}).name == "1.1m_A-b"
+
+
+def test_what_may_be_unset_is_unset_by_none(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "x"\ntraining = { minutes = 3, teacher = "a", init_from = "b" }\n')
+    unset = {"training.minutes": "none", "training.teacher": "none", "training.init_from": "none"}
+    assert Experiment.read(path).training.teacher == "a"
+    assert Experiment.read(path, unset) == Experiment.from_dict({"name": "x"})
+    fourier = {"name": "x", "model": {"kind": "fourier-diff-nca", "spectrum_steps": "none"}}
+    assert Experiment.from_dict(fourier).model["spectrum_steps"] is None
+    with pytest.raises(ExperimentError, match=r"training\.steps: 'none' is not of type int"):
+        Experiment.read(path, {"training.steps": "none"})
 
 
 def test_whole_numbers_are_accepted_where_a_fraction_is_expected() -> None:
@@ -97,10 +185,10 @@ def test_what_is_not_toml_is_refused_with_the_place(tmp_path: Path) -> None:
 
 
 def test_a_missing_experiment_lists_the_shipped_ones() -> None:
-    assert module.names()
+    assert files.names()
     with pytest.raises(ExperimentError, match="no experiment 'nonsense'") as caught:
         Experiment.read("nonsense")
-    assert all(name in str(caught.value) for name in module.names())
+    assert all(name in str(caught.value) for name in files.names())
 
 
 def test_every_key_is_documented() -> None:
@@ -108,3 +196,7 @@ def test_every_key_is_documented() -> None:
     assert {"training.steps", "diffusion.target", "growing.regime"} <= fields.keys()
     assert all(len(meaning) > 10 for _, meaning in fields.values())
     assert len({meaning for _, meaning in fields.values()}) == len(fields)
+    assert fields["training.batch"][0] == "int >= 1"
+    assert fields["training.ema"][0] == "float >= 0, < 1"
+    assert fields["training.minutes"][0] == "float > 0 or none"
+    assert fields["training.decay"][0] == "cosine or reference"

@@ -20,10 +20,10 @@ from torch import nn
 
 from nca_lib import devices, fast, weights
 from nca_lib.errors import TrainingError
-from nca_lib.experiments import training
+from nca_lib.experiments import state
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import DiffusionTask
-from nca_lib.experiments.training import Run, _nonfinite, averaged, decay_factor, train
+from nca_lib.experiments.training import Average, Run, _nonfinite, decay_factor, train
 
 
 def diffusing(**training: Any) -> Experiment:
@@ -231,7 +231,7 @@ def test_a_run_that_explodes_is_stopped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decay", [0.15, 0.999])
 def test_the_moving_average_warms_up_and_leaves_buffers_alone(decay: float) -> None:
     model = nn.BatchNorm1d(1)
-    average = averaged(model, decay)
+    average = Average(model, decay)
     values, buffers = [3.0, -1.0, 5.0, 2.0], [10.0, 20.0, 30.0, 40.0]
     expected = values[0]  # the first update copies
     for n, (value, buffer) in enumerate(zip(values, buffers, strict=True)):
@@ -300,7 +300,7 @@ def test_layers_compute_in_bf16_where_it_is_asked_for_and_native(
         return output
 
     monkeypatch.setattr(fast, "_multiply", watched)
-    monkeypatch.setattr(training, "computes_bf16", lambda device: able)
+    monkeypatch.setattr(state, "computes_bf16", lambda device: able)
     model = train(diffusing(steps=1, bf16=asked), tmp_path, device="cpu", progress=False)
     assert seen == {dtype}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -354,10 +354,15 @@ def test_snapshots_are_the_averaged_weights_at_halves_of_the_steps(tmp_path: Pat
 def test_training_can_start_from_trained_weights(tmp_path: Path) -> None:
     train(diffusing(), tmp_path / "first", device="cpu", progress=False)
     start = str(tmp_path / "first" / "model.safetensors")
-    again = diffusing(steps=1, learning_rate=1e-30, init_from=start)
-    continued = train(again, tmp_path / "second", device="cpu", progress=False).state_dict()
+    same = train(diffusing(steps=0, init_from=start), tmp_path / "same", device="cpu", progress=False)
+    further = train(diffusing(steps=1, init_from=start), tmp_path / "further", device="cpu", progress=False)
     for name, value in weights.load(start).state_dict().items():
-        torch.testing.assert_close(continued[name], value)
+        assert torch.equal(same.state_dict()[name], value)
+    away = [(a - b).abs().max() for a, b in zip(same.parameters(), further.parameters(), strict=True)]
+    assert 0 < max(away) < 2e-3  # Adam's first step is no longer than its learning rate
+    record = weights.record(tmp_path / "same" / "model.safetensors")
+    assert (record["steps"], record["images_seen"], record["training_loss"]) == (0, 0, None)
+    assert record["held_out_loss"] > 0
 
 
 def test_a_student_learns_what_its_teacher_predicts(tmp_path: Path) -> None:

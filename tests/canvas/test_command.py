@@ -1,0 +1,101 @@
+"""The command: same seed, same picture as `sample`; what is stopped goes on; nothing is overwritten."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nca_lib.__main__ import main
+from nca_lib.canvas import outofcore
+
+
+def pixels(path):
+    return np.array(Image.open(path))
+
+
+def test_the_picture_is_that_of_sample_in_every_format(tiny, tmp_path, capsys):
+    import tifffile
+    import zarr
+
+    same = ["--size", "70x50", "--steps", "3", "--seed", "4"]
+    assert main(["sample", tiny, *same, "--out", str(tmp_path / "sample.png")]) == 0
+    expected = pixels(tmp_path / "sample.png")
+    for name in ("a.png", "a.tiff", "a.zarr"):
+        more = ["--tile", "32", "--compression", "deflate", "--out", str(tmp_path / name)]
+        assert main(["canvas", tiny, *same, *more]) == 0
+    assert np.array_equal(pixels(tmp_path / "a.png"), expected)
+    assert np.array_equal(tifffile.imread(tmp_path / "a.tiff"), expected)
+    assert np.array_equal(np.moveaxis(zarr.open_array(tmp_path / "a.zarr" / "0")[:], 0, -1), expected)
+    assert "0.00 of 0.00 megapixels" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.tiff", "a.zarr", "sample.png"]
+
+
+def test_a_region_is_a_part_of_the_endless_image(tiny, tmp_path):
+    for name, region in (("a", "-5,7,40x30"), ("b", "0,10,20x20")):
+        out = str(tmp_path / f"{name}.png")
+        assert main(["canvas", tiny, f"--region={region}", "--steps", "2", "--out", out]) == 0
+    assert np.array_equal(pixels(tmp_path / "a.png")[3:23, 5:25], pixels(tmp_path / "b.png"))
+
+
+def test_a_wrapping_canvas_differs(tiny, tmp_path):
+    for name, more in (("a", []), ("b", ["--wrap"])):
+        out = str(tmp_path / f"{name}.png")
+        assert main(["canvas", tiny, "--size", "40x40", "--steps", "2", "--out", out, *more]) == 0
+    assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+
+
+def test_what_was_stopped_goes_on(tiny, tmp_path, capsys, monkeypatch):
+    command = [
+        "canvas",
+        tiny,
+        "--size",
+        "60x60",
+        "--tile",
+        "20",
+        "--steps",
+        "3",
+        "--out",
+        str(tmp_path / "a.png"),
+    ]
+    advance, calls = outofcore.Canvas.advance, []
+
+    def interrupted(canvas, *place):
+        calls.append(place)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        advance(canvas, *place)
+
+    monkeypatch.setattr(outofcore.Canvas, "advance", interrupted)
+    assert main(command) == 130
+    assert "the same command with --resume goes on" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "--resume goes on" in capsys.readouterr().err
+    assert main([*command, "--seed", "3", "--resume"]) == 2
+    assert "another seed" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
+    assert len(calls) == 10 + 27 - 9
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a.png.canvas").mkdir()  # stopped before anything was planned: there is nothing to go on with
+    assert main([*command, "--resume"]) == 0
+    assert len(calls) == 10 + 27 - 9 + 27
+    monkeypatch.undo()
+    assert main(["sample", tiny, "--size", "60x60", "--steps", "3", "--out", str(tmp_path / "b.png")]) == 0
+    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "9000x9000", "--out", "a.png"], ".tiff and .zarr hold it"),
+        (["--size", "64", "--out", "a.png"], "--size is WIDTHxHEIGHT"),
+        (["--region", "64x64", "--out", "a.png"], "--region is X,Y,WIDTHxHEIGHT"),
+        (["--out", "a.png"], "give --size"),
+        (["--size", "64x64", "--out", "a.jpg"], "none of .tiff, .zarr, .png"),
+        (["--size", "64x64", "--out", "nowhere/a.png"], "the folder nowhere does not exist"),
+        (["--size", "64x64", "--out", "here.png"], "add --force"),
+    ],
+)
+def test_refusals(tiny, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.png").touch()
+    assert main(["canvas", tiny, *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,173 @@
+"""On a GPU: how often the host waits for it, and nothing that it refuses; on an emulated one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from emulator import Emulator, OnDevice
+from torch import Tensor
+
+from nca_lib.devices import arithmetic
+from nca_lib.diffusion import Denoiser
+from nca_lib.editing import KnownPixels, LowResolution, interpolate, vary
+from nca_lib.evaluation.coherence import coherence
+from nca_lib.evaluation.metrics import PrecisionRecall
+from nca_lib.experiments import training
+from nca_lib.experiments.settings import Experiment
+from nca_lib.fast import _pad
+from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.samplers import SAMPLERS, Constraint, sample
+
+TISSUE, DIGITS = {"kind": "tissue", "size": 8}, {"kind": "digits", "size": 8}
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "diff-nca": ({"channels": 8, "hidden": 16, "steps": 2}, TISSUE),
+    "diff-nca everywhere alike": ({"channels": 8, "hidden": 16, "steps": 2, "position": False}, TISSUE),
+    "diff-nca checkpointed": ({"channels": 8, "hidden": 16, "steps": 2, "checkpointing": True}, TISSUE),
+    "fourier-diff-nca": ({"channels": 8, "hidden": 16, "steps": 2, "frequencies": 2}, TISSUE),
+    "unet": ({"size": "71k"}, TISSUE),
+    "mlp": ({"size": 8, "channels": 1}, DIGITS),
+    "vnca": ({"size": 8, "image_channels": 1, "latent": 12, "hidden": 8}, DIGITS),
+    "growing-nca": ({"channels": 6, "hidden": 16}, TISSUE),
+}
+DIFFUSING = [name for name in MODELS if name not in ("vnca", "growing-nca")]
+
+
+def experiment(name: str, **options: Any) -> Experiment:
+    model, data = MODELS[name]
+    return Experiment.from_dict(
+        {
+            "name": "tiny",
+            "model": {"kind": name.split()[0], **model},
+            "data": data,
+            "diffusion": {"timesteps": 30, "target": "v", "weighting": "min_snr"},
+            "growing": {"size": 12, "pool": 8, "min_rollout": 2, "max_rollout": 2},
+            "training": {"batch": 4, "compile": False, "save_every": 10**6, **options},
+        }
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_host_waits_once_in_a_step_of_training(
+    name: str, optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if optimizer == "muon" and name not in ("diff-nca", "growing-nca"):
+        pytest.skip("one automaton of each kind will do")
+    monkeypatch.setattr(training.Run, "save", lambda run: None)
+    waits = []
+    for steps in (2, 4):
+        with Emulator() as gpu:
+            options = experiment(name, steps=steps, optimizer=optimizer)
+            training.train(options, tmp_path / str(steps), device=gpu.device, progress=False)
+            waits.append(gpu.synchronisations)
+    assert (waits[1] - waits[0]).total() == 2, waits[1] - waits[0]
+
+
+def calls_and_waits(kind: str, model: Denoiser, draw: Callable[[Denoiser], Tensor]) -> tuple[int, Any]:
+    """What drawing costs beside its denoiser calls, which are counted."""
+    with Emulator(kind) as gpu:
+        model, calls = model.to(gpu.device), []
+        model.register_forward_hook(lambda *_: calls.append(1))
+        draw(model)
+        gpu.forget(), calls.clear()  # tables are on the device now
+        assert isinstance(draw(model), OnDevice)
+        return len(calls), gpu.synchronisations
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize(
+    ("name", "sampler"), [(name, "ddpm") for name in DIFFUSING] + [("diff-nca", name) for name in SAMPLERS]
+)
+def test_samplers_never_wait(name: str, sampler: str, kind: str) -> None:
+    model = experiment(name).build_model()
+    calls, waits = calls_and_waits(
+        kind, model, lambda model: sample(model, (8, 8), sampler=SAMPLERS[sampler], steps=3, count=2)
+    )
+    assert calls == 3
+    assert not waits
+
+
+EDITS: dict[str, Callable[[], Constraint]] = {
+    "known pixels": lambda: KnownPixels(torch.rand(1, 3, 8, 8), torch.rand(1, 1, 8, 8) < 0.5),
+    "low resolution": lambda: LowResolution(torch.rand(1, 3, 4, 4), 2),
+}
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_waits_only_until_its_image_is_there(edit: str, kind: str) -> None:
+    model = experiment("diff-nca").build_model()
+    calls, waits = calls_and_waits(
+        kind, model, lambda model: sample(model, (8, 8), steps=6, constraint=EDITS[edit]())
+    )
+    assert calls >= 6
+    assert waits.total() <= 2
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_variations_and_walks_run_on_a_device(kind: str) -> None:
+    model, image = experiment("fourier-diff-nca").build_model(), torch.rand(2, 3, 8, 8)
+    _, waits = calls_and_waits(kind, model, lambda model: vary(model, image, steps=3))
+    assert waits.total() <= 1
+    _, waits = calls_and_waits(kind, model, lambda model: interpolate(model, (0, 1), 3, (8, 8), steps=3))
+    assert kind == "mps" or not waits  # MPS has no float64, so it asks the CPU
+
+
+def test_all_masks_of_a_call_come_from_one_generator() -> None:
+    noise = CounterNoise(3, first_sample=1, origin=(2, 5))
+    with Emulator() as gpu:
+        like = torch.zeros(2, 3, 6, 7, device=gpu.device)
+        gpu.forget()
+        together = [mask.held for mask in noise.firing_masks(like, 0.7, 9, 18)]
+        assert gpu.launches.total() < 400  # 155 a generator
+        assert not gpu.synchronisations
+    like = torch.zeros(2, 3, 6, 7)
+    apart = [noise.firing_mask(like, 0.7, 9, k) for k in range(18)]
+    assert all(torch.equal(*pair) for pair in zip(together, apart, strict=True))
+
+
+def test_where_cells_are_many_few_masks_are_made_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nca_lib.noise._TOGETHER", 80)  # one block of four masks
+    like, noise = torch.zeros(2, 3, 6, 7), CounterNoise(3)
+    for k, number in enumerate(noise.uniforms(like, Purpose.FIRING, 9, 6)):
+        assert torch.equal(number, noise.uniform(like, Purpose.FIRING, 9, k))
+    assert k == 5
+
+
+def test_judges_and_metrics_run_on_a_device() -> None:
+    images, features = torch.rand(4, 3, 32, 32) * 2 - 1, torch.rand(12, 5)
+    expected = coherence(images)
+    manifold = PrecisionRecall()
+    manifold.update(features, real=True), manifold.update(features + 0.01, real=False)
+    with Emulator() as gpu:
+        found = coherence(images.to(gpu.device))
+        assert all(torch.equal(found[rule].cpu(), holds) for rule, holds in expected.items())
+        there = PrecisionRecall()
+        there.update(features.to(gpu.device), real=True)
+        there.update((features + 0.01).to(gpu.device), real=False)
+        assert there.compute() == manifold.compute()
+
+
+def test_arithmetic_is_as_asked_for_within_the_block_only() -> None:
+    def now() -> tuple[Any, ...]:
+        repeatable = torch.are_deterministic_algorithms_enabled()
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, repeatable
+
+    before = now()
+    for tf32, deterministic in ((True, False), (False, True)):
+        with arithmetic(torch.device("cuda", 0), tf32=tf32, deterministic=deterministic):
+            assert now() == ("high" if tf32 else "highest", not deterministic, deterministic)
+        assert now() == before
+    with arithmetic(torch.device("cpu"), tf32=True, deterministic=False):
+        assert now() == before
+
+
+def test_deterministic_reflection_is_reflection() -> None:
+    x = torch.randn(2, 3, 4, 5)
+    with arithmetic(torch.device("cpu"), tf32=False, deterministic=True):
+        by_slices = _pad(x, "reflect")
+    assert torch.equal(by_slices, _pad(x, "reflect"))
