@@ -385,7 +385,7 @@ def test_a_table_with_half_a_row_is_mended_and_garbage_is_named_by_line(tmp_path
     assert matrix.rows(table) == [{"a": 1}]
     assert (tmp_path / "t.jsonl.half").read_text() == '{"b": '
     assert matrix.mend(table) == ""
-    matrix._append(table, {"c": 2})
+    matrix._append(table, [{"c": 2}])
     assert matrix.rows(table) == [{"a": 1}, {"c": 2}]
     table.write_text('{"a": 1}\ngarbage\n{"c": 2}\n')
     with pytest.raises(ExperimentError, match="line 2: not a row of JSON"):
