@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -99,13 +100,13 @@ def test_a_damaged_checkpoint_gives_way_to_the_previous_one(
     damage_of(kind, folder / "checkpoint.pt")
     run(folder, resume=True)
     said = capsys.readouterr().err.strip()
-    assert "checkpoint.pt: " in said
+    assert re.search(rf"checkpoint\.pt: .*{DAMAGE[kind]}", said)
     assert "going on from checkpoint.previous.pt at step 8" in said
     assert "\n" not in said
     assert_same_run(finished, folder)
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", ["empty", "moments of other shapes"])
 def test_where_none_is_whole_one_line_names_file_and_cure(kind: str, folder: Path) -> None:
     (folder / "checkpoint.previous.pt").unlink()
     damage_of(kind, folder / "checkpoint.pt")
