@@ -1,5 +1,5 @@
 # book  execute every notebook and write the HTML book      test  the whole test suite, built pages included
-# lab   work on the notebooks in JupyterLab                 lint  ruff, mypy, import-linter
+# lab   explore, and work on the notebooks                  lint  ruff, mypy, import-linter
 # bench speed and memory, always as ratios in one run       clean forget the built book
 # faults  canvases whose processes are killed again and again (minutes)
 # mutants  small changes of the code that no test notices (a quarter of an hour)
@@ -33,7 +33,7 @@ test: book
 	@MPLBACKEND=agg pytest
 
 lab: $(SETUP)
-	@jupyter lab book/
+	@jupyter lab book/00_explore.ipynb
 
 lint: $(SETUP)
 	ruff check .

@@ -19,7 +19,7 @@ nca_execution = importlib.import_module("nca_execution")
 
 DEMO = "from nca_lib.book.demo import growing_demo\ngrowing_demo()"
 EXPLORER = (
-    "import torch\nfrom nca_lib.book.explorers import noise_explorer\nnoise_explorer(torch.zeros(1, 1, 8, 8))"
+    "import torch\nfrom nca_lib.book.demo import noise_explorer\nnoise_explorer(torch.zeros(1, 1, 8, 8))"
 )
 
 

@@ -1,17 +1,20 @@
-"""Demos that compute in the reader's browser (chapters 1 and 6).
+"""What computes in the reader's browser, in notebooks and in pages alike (chapters 1 to 6).
 
-In Jupyter they are widgets; while the book is built (environment variable `NCA_LIB_BOOK`) they are HTML that
-holds everything needed: the page asks nothing from anywhere, and works from a file on disk.
+In Jupyter these are widgets that need no kernel once they are shown; while the book is built (environment
+variable `NCA_LIB_BOOK`) they are HTML that holds everything needed.
 """
 
 from __future__ import annotations
 
-import itertools
+import base64
 import json
 import os
-from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import torch
+from torch import Tensor
+
+from nca_lib.errors import UsageError
 from nca_lib.extras import extra
 
 with extra("book"):
@@ -19,28 +22,34 @@ with extra("book"):
     import traitlets
     from IPython.display import HTML
 
-WEB = Path(__file__).parent / "web"
-_MOUNTS = itertools.count(1)  # a page is one kernel's: its demos need different names
+
+from nca_lib.book.figures import to_uint8
+from nca_lib.book.film import encoded
+from nca_lib.book.pages import WEB, bundle, page
+from nca_lib.book.painting import image_of_waves, wave_mask
+from nca_lib.book.players import message_states
+from nca_lib.book.plots import COSTS, better, words
+from nca_lib.diffusion import ScheduleName, noise_schedule
+from nca_lib.evaluation.metrics import measurements, numbers
 
 
 class Demo(anywidget.AnyWidget):
-    """An automaton that runs in the browser, with controls; see `web/demo.js`."""
+    """A component of `web/` with the traits that it is given."""
 
-    _esm = WEB / "demo.js"
-    kind = traitlets.Unicode().tag(sync=True)
-    engine = traitlets.Unicode().tag(sync=True)
-    weights = traitlets.Unicode().tag(sync=True)
-    label = traitlets.Unicode().tag(sync=True)
+    def __init__(self, module: str, data: dict[str, Any]):
+        self.module = module
+        self.add_traits(**{name: traitlets.Any().tag(sync=True) for name in data})
+        super().__init__(_esm=bundle(module), **data)
 
 
 def growing_demo() -> Demo | HTML:
     """The growing automaton, trained to grow, to persist or to regenerate; erase it, plant it."""
     names = {regime: f"growing-{regime}" for regime in ("grow", "persist", "regenerate")}
-    return _demo("growing", names, "a growing automaton")
+    return _automaton("growing.js", names, "a growing automaton")
 
 
 def diffusion_demo(name: str = "web-tissue") -> Demo | HTML:
-    """Diffusion by an automaton: draw tissue from noise, fill a hole, grow wider.
+    """Diffusion by an automaton: draw tissue from noise step by step, look inside, take a hand.
 
     Args:
         name: of a model in `web/`, as `python -m nca_lib export-web` writes it.
@@ -48,31 +57,132 @@ def diffusion_demo(name: str = "web-tissue") -> Demo | HTML:
     Raises:
         FileNotFoundError: there is no such model.
     """
-    return _demo("diffusion", {name: name}, "tissue, drawn by an automaton")
+    return _automaton("diffusion.js", {name: name}, "tissue, drawn by an automaton")
 
 
-def _demo(kind: str, names: dict[str, str], label: str) -> Demo | HTML:
-    models: dict[str, Any] = {}
-    for shown, name in names.items():
-        models[shown] = json.loads((WEB / f"{name}.json").read_text())
-        del models[shown]["golden"]  # for tests; the page needs none
-    traits = {
-        "kind": kind,
-        "engine": (WEB / "engine.js").read_text(),
-        "weights": json.dumps(models, separators=(",", ":")),
-        "label": label,
+def noise_explorer(images: Tensor, timesteps: int = 300) -> Demo | HTML:
+    """See images sink into noise, and where on the schedule: choose schedule, timestep and image.
+
+    Args:
+        images: (N, C, H, W) in [-1, 1].
+        timesteps: T of the schedules.
+    """
+    names = get_args(ScheduleName)
+    data = {
+        "schedules": {name: noise_schedule(name, timesteps).alpha_bar.tolist() for name in names},
+        "images": _bytes(images),
+        "count": len(images),
+        **_shape(images[0]),
+        "label": "an image, noise, and the image with the noise",
     }
-    return page(traits) if "NCA_LIB_BOOK" in os.environ else Demo(**traits)
-
-
-def page(traits: dict[str, str]) -> HTML:
-    """A demo as part of a page without a kernel: an element, its traits as JSON, and one module script."""
-    mount = f"nca-demo-{next(_MOUNTS)}"
-    data = json.dumps(traits).replace("<", "\\u003c")  # no "</script>" can end the script early
-    script = (WEB / "demo.js").read_text() + (WEB / "shim.js").read_text().replace("MOUNT", mount)
-    return HTML(
-        f'<div id="{mount}"></div>\n'
-        "<noscript>An animation belongs here; it needs JavaScript.</noscript>\n"
-        f'<script type="application/json" id="{mount}-traits">{data}</script>\n'
-        f'<script type="module">\n{script}</script>\n'
+    half = noise_schedule("cosine", timesteps).add_noise(
+        images[:1], torch.tensor([timesteps // 3]), torch.randn_like(images[:1])
     )
+    still = {"an image": images[0], "the same image with noise": half[0]}
+    return _shown("forward.js", data, still)
+
+
+def message_player(size: int = 33) -> Demo | HTML:
+    """See how far one message has travelled after k steps: in image space, and by way of the spectrum.
+
+    Args:
+        size: height and width of the grid.
+    """
+    local, everywhere = list(message_states(size // 2, size // 2, size, size // 4))[-1]
+    still = {
+        "a message in image space": (1 - 2 * (local > 0).float())[None],
+        "the message in frequency space": (1 - 2 * (everywhere > 0).float())[None],
+    }
+    data = {"size": size, "label": "how far a message has come in image space and in frequency space"}
+    return _shown("messages.js", data, still)
+
+
+def spectrum_painter(image: Tensor, frequencies: int = 16) -> Demo | HTML:
+    """Paint on the spectrum of an image, frequency 0 in the middle, and see what the painted waves make.
+
+    What is painted at a frequency is painted at its negative too: both belong to the same wave. Waves outside
+    of the spectrum shown are always left out.
+
+    Args:
+        image: (C, H, W) in [-1, 1].
+        frequencies: how many per axis are shown, 0 included.
+
+    Raises:
+        UsageError: an image smaller than `2 * frequencies`.
+    """
+    if min(image.shape[1:]) < 2 * frequencies:
+        raise UsageError(
+            f"the image is {image.shape[2]}x{image.shape[1]} (width x height); {frequencies} frequencies "
+            f"need at least {2 * frequencies}x{2 * frequencies}"
+        )
+    kept = wave_mask("half_plane", frequencies // 2, frequencies)
+    still = {"an image": image, "the image rebuilt from some of its waves": image_of_waves(image, kept)}
+    data = {
+        "image": _bytes(image[None]),
+        **_shape(image),
+        "frequencies": frequencies,
+        "label": "the spectrum of an image, and the image of its painted waves",
+    }
+    return _shown("spectrum.js", data, still)
+
+
+def results_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
+    """Plot any measured quantity of the results table against any other, one data set at a time.
+
+    A dashed line is the floor: what real images score against real images.
+
+    Args:
+        rows: of the results table that `python -m nca_lib run` writes.
+
+    Raises:
+        UsageError: no row has a metric.
+    """
+    metrics = list(dict.fromkeys(name for row in rows for name in measurements(row["metrics"])))
+    if not metrics:
+        raise UsageError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")
+    points = [
+        {
+            "name": row["name"],
+            "group": row["experiment"]["model"]["kind"],
+            "data": row["experiment"]["data"]["kind"],
+            "numbers": numbers({c: row.get(c) for c in COSTS}) | measurements(row["metrics"]),
+            "floor": measurements(row["floor"]),
+        }
+        for row in rows
+    ]
+    quantities = [*COSTS, *metrics]
+    data = {
+        "rows": points,
+        "costs": list(COSTS),
+        "words": {name: words(name) for name in quantities},
+        "better": {name: better(name) for name in quantities},
+        "label": "results of models against each other",
+    }
+    return _shown("results.js", data, {})
+
+
+def _automaton(module: str, names: dict[str, str], label: str) -> Demo | HTML:
+    weights: dict[str, Any] = {}
+    for shown, name in names.items():
+        weights[shown] = json.loads((WEB / f"{name}.json").read_text())
+        del weights[shown]["golden"]  # for tests; the page needs none
+    return _shown(module, {"engine": bundle("sampling.js"), "weights": weights, "label": label}, {})
+
+
+def _shown(module: str, data: dict[str, Any], still: dict[str, Tensor]) -> Demo | HTML:
+    if "NCA_LIB_BOOK" not in os.environ:
+        return Demo(module, data)
+    pictures = (
+        f'<img class="pixelated" alt="{label}" src="{encoded(image)}">' for label, image in still.items()
+    )
+    return page(module, data, "".join(pictures))
+
+
+def _shape(image: Tensor) -> dict[str, int]:
+    return {"channels": image.shape[0], "height": image.shape[1], "width": image.shape[2]}
+
+
+def _bytes(images: Tensor) -> str:
+    """Images (N, C, H, W) in [-1, 1] as bytes, channels last, in base64."""
+    pixels = [to_uint8(image)[..., : image.shape[0]] for image in images]
+    return base64.b64encode(b"".join(values.tobytes() for values in pixels)).decode()

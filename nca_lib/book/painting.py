@@ -42,8 +42,8 @@ class Brush(anywidget.AnyWidget):
 
     `value` is what is painted, a boolean tensor (height, width), new after every stroke; `mask` is the same
     as bytes, row by row. Set `mask` to change what is painted from Python, and `picture` (PNG) to change what
-    is painted on. `drawn` is set whenever the page has drawn a picture: who waits for it before sending the
-    next never sends more than the page can show, and sends nothing while nobody looks.
+    is painted on. `drawn` is set whenever a page has drawn what `show` told it to where it can be seen: who
+    waits for it before the next never sends more than the page can show, and nothing while nobody looks.
 
     Args:
         image: the picture, (C, H, W) in [-1, 1].
@@ -59,6 +59,7 @@ class Brush(anywidget.AnyWidget):
 
     _esm = Path(__file__).parent / "web" / "brush.js"
     picture = traitlets.Bytes().tag(sync=True)
+    number = traitlets.Int().tag(sync=True)
     height = traitlets.Int().tag(sync=True)
     width = traitlets.Int().tag(sync=True)
     mirror = traitlets.Bool().tag(sync=True)
@@ -94,6 +95,12 @@ class Brush(anywidget.AnyWidget):
         self.observe(self._read_mask, "mask")
         if on_change:
             self.observe(lambda change: on_change(change["new"]), "value")
+
+    def show(self, image: Tensor) -> None:
+        """Paint on this image (C, H, W) from now on. Each counts: one that equals the last is drawn too."""
+        with self.hold_sync():
+            self.picture = png_bytes(image, 0)
+            self.number += 1
 
     @traitlets.validate("mask")
     def _check_mask(self, proposal: dict[str, Any]) -> bytes:

@@ -1,22 +1,23 @@
-"""A panel of controls over a picture: what the `explorers` are made of.
+"""A panel of controls over a film: what the `explorers` are made of.
 
 In Jupyter a change of a control starts the computation anew in a background thread, and stops the one before
 it, so that the kernel stays free. A [`Player`][] shows something that lives on. While the book is built
-(environment variable `NCA_LIB_BOOK`) there is no panel, but the picture that the initial settings give.
+(environment variable `NCA_LIB_BOOK`) there is no panel, but a film of what the initial settings give.
 """
 
 from __future__ import annotations
 
-import base64
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from nca_lib.book.painting import Brush, png_bytes
+from nca_lib.book.film import Film, View, film_page
+from nca_lib.book.painting import Brush
 from nca_lib.book.players import LivingAutomaton
 from nca_lib.extras import extra
 
@@ -24,37 +25,47 @@ with extra("book"):
     import ipywidgets as ipw
     from IPython.display import HTML
 
-Frame = Tensor | tuple[Tensor, str]  # an image (C, H, W) in [-1, 1], with a caption or without
-Frames = Callable[..., Iterator[Frame]]
+Views = Callable[..., Iterator[View]]
+Code = Callable[..., str]
 
 
 class Explorer(ipw.VBox):
-    """Controls over a picture that is computed in the background.
+    """Controls over a film whose frames are computed in the background.
 
     Args:
-        controls: the widgets by the argument name of `frames` that each sets. A [`Brush`][] is put beside the
-            picture.
-        frames: called with the controls' values; yields images (C, H, W) in [-1, 1], or pairs of image and
-            caption, shown one by one.
-        width: the picture is enlarged to about this many pixels.
-        interval: seconds that a frame stays, at least.
+        controls: the widgets by the argument name of `views` that each sets. A [`Brush`][] is put beside the
+            pictures. If there are controls `y` and `x`, choosing a cell of a picture sets them.
+        views: called with the controls' values; yields what is shown.
+        label: says what is shown to those who cannot see it.
+        axis: what the film's scrubber counts.
+        code: called with the controls' values; the library's lines that do the same.
     """
 
-    def __init__(self, controls: dict[str, Any], frames: Frames, width: int, interval: float = 0.0):
-        self._controls, self._frames, self._width, self._interval = controls, frames, width, interval
-        self._stop = threading.Event()
+    def __init__(
+        self,
+        controls: dict[str, Any],
+        views: Views,
+        label: str = "",
+        axis: str = "frame",
+        code: Code | None = None,
+    ):
+        self.controls, self._views, self._code = controls, views, code
+        self._stop, self._lock = threading.Event(), threading.Lock()
         self._thread: threading.Thread | None = None
-        self._picture, self._caption = ipw.Image(format="png"), ipw.Label()
-        stop = ipw.Button(description="Stop", icon="stop")
-        stop.on_click(lambda _: self.stop())
-        self._message = ipw.Label()
+        self._held = False
+        self.film = Film(label, axis, self._choose if {"y", "x"} <= controls.keys() else None)
+        self._stopper = ipw.Button(description="Stop", icon="stop", tooltip="stop computing", disabled=True)
+        self._stopper.on_click(lambda _: self.stop())
+        self.message = ipw.Label()
         brushes = [control for control in controls.values() if isinstance(control, Brush)]
         plain = [control for control in controls.values() if not isinstance(control, Brush)]
-        shown = ipw.HBox(
-            [*brushes, ipw.VBox([self._picture, self._caption])], layout={"flex_flow": "row wrap"}
-        )
+        shown = ipw.HBox([*brushes, self.film], layout={"flex_flow": "row wrap"})
         super().__init__(
-            [ipw.HBox(plain, layout={"flex_flow": "row wrap"}), ipw.HBox([stop, self._message]), shown]
+            [
+                ipw.HBox(plain, layout={"flex_flow": "row wrap"}),
+                ipw.HBox([self._stopper, self.message]),
+                shown,
+            ]
         )
         for control in controls.values():
             control.observe(lambda _: self.restart(), "value")
@@ -62,14 +73,17 @@ class Explorer(ipw.VBox):
 
     def restart(self) -> None:
         """Stop what is being computed and begin with the current settings."""
-        self.stop()
-        before, self._stop = self._thread, threading.Event()
-        values = {name: control.value for name, control in self._controls.items()}
-        self._thread = threading.Thread(target=self._run, args=(self._stop, values, before), daemon=True)
-        self._thread.start()
+        if self._held:
+            return
+        with self._lock:
+            self.stop()
+            before, self._stop = self._thread, threading.Event()
+            values = {name: control.value for name, control in self.controls.items()}
+            self._thread = threading.Thread(target=self._run, args=(self._stop, values, before), daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
-        """Stop after the frame that is being computed."""
+        """Stop after the frame that is being computed; what there is stays."""
         self._stop.set()
 
     def wait(self, seconds: float | None = None) -> None:
@@ -80,36 +94,64 @@ class Explorer(ipw.VBox):
     def close(self) -> None:
         """Stop, and free the widgets."""
         self.stop()
-        _close_inside(self)
+        close_inside(self)
         super().close()
+
+    def set(self, **values: Any) -> None:
+        """Set several controls at once: one computation."""
+        self._held = True
+        try:
+            for name, value in values.items():
+                self.controls[name].value = value
+        finally:
+            self._held = False
+        self.restart()
+
+    def _choose(self, _: int, y: int, x: int) -> None:
+        self.set(y=y, x=x)
 
     def _run(self, stop: threading.Event, values: dict[str, Any], before: threading.Thread | None) -> None:
         if before is not None:
             before.join()  # one computation at a time
         if stop.is_set():
             return
-        self._message.value = "computing ..."
+        self.message.value, self._stopper.disabled = "computing ...", False
+        began, number = time.perf_counter(), 0
         try:
-            for number, frame in enumerate(self._frames(**values), 1):
+            self.film.code = self._code(**values) if self._code else ""
+            self.film.begin()
+            for number, view in enumerate(self._views(**values), 1):
                 if stop.is_set():
                     break
-                image, caption = _captioned(frame)
-                self._picture.value = png_bytes(image, self._width)
-                self._caption.value = caption
-                self._message.value = f"frame {number}"
-                if stop.wait(self._interval):
-                    break
-        except ValueError as error:
-            self._message.value = str(error)
-            return
-        self._message.value = "stopped" if stop.is_set() else "done"
+                self.film.add(view)
+                self.message.value = _progress(number, view.of, time.perf_counter() - began)
+        except Exception as error:  # whatever it is: the reader sees one line, not an old picture
+            self.film.clear()
+            self.message.value = _in_one_line(error)
+        else:
+            ended = "stopped" if stop.is_set() else "done"
+            self.message.value = f"{ended}: {number} frames, {time.perf_counter() - began:.1f} s"
+        self._stopper.disabled = True
+
+
+def _progress(number: int, of: int, seconds: float) -> str:
+    if not of:
+        return f"frame {number}"
+    return f"frame {number} of {of}, about {seconds / number * max(0, of - number):.0f} s to go"
+
+
+def _in_one_line(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    if isinstance(error, ValueError):  # the library's own words for what cannot be
+        return words
+    return f"{type(error).__name__}: {words}"[:200]
 
 
 class Player(ipw.VBox):
     """A picture that lives on and on, and is erased where it is painted on.
 
     It lives in a background thread, and only while a page shows it: each picture waits until the one before
-    it was drawn.
+    it was drawn where it can be seen.
 
     Args:
         living: what is played.
@@ -123,8 +165,10 @@ class Player(ipw.VBox):
         self._running.set()
         picture = living.picture()
         self._brush = Brush(picture, fleeting=True, on_change=self._erase, label="a growing automaton")
-        self._pause = ipw.Button(description="Pause", icon="pause")
-        restart = ipw.Button(description="Restart", icon="refresh")
+        self._pause = ipw.Button(
+            description="Pause", icon="pause", tooltip="stand still; the brush still erases"
+        )
+        restart = ipw.Button(description="Restart", icon="refresh", tooltip="begin again with the seed")
         self._message = ipw.Label("step 0")
         self._pause.on_click(lambda _: self.pause() if self._running.is_set() else self.play())
         restart.on_click(lambda _: self.restart())
@@ -152,7 +196,7 @@ class Player(ipw.VBox):
         self._stop.set()
         self._running.set()
         self._brush.drawn.set()
-        _close_inside(self)
+        close_inside(self)
         super().close()
 
     def _erase(self, cells: Tensor) -> None:
@@ -161,7 +205,7 @@ class Player(ipw.VBox):
             self._show()
 
     def _show(self) -> None:
-        self._brush.picture = png_bytes(self._living.picture(), 0)
+        self._brush.show(self._living.picture())
         self._message.value = f"step {self._living.age}"
 
     def _run(self) -> None:
@@ -176,14 +220,10 @@ class Player(ipw.VBox):
             self._stop.wait(self._interval)
 
 
-def _captioned(frame: Frame) -> tuple[Tensor, str]:
-    return frame if isinstance(frame, tuple) else (frame, "")
-
-
-def _close_inside(widget: Any) -> None:
+def close_inside(widget: Any) -> None:
     """Close what a widget is made of: its children, and its layout and style, which are widgets too."""
     for child in getattr(widget, "children", ()):
-        _close_inside(child)
+        close_inside(child)
         child.close()
     for part in ("layout", "style"):
         if hasattr(widget, part):
@@ -200,47 +240,39 @@ class Control:
 
 
 def explore(
-    controls: dict[str, Control], frames: Frames, alt: str, width: int = 320, interval: float = 0.0
+    controls: dict[str, Control], views: Views, label: str, axis: str = "frame", code: Code | None = None
 ) -> Explorer | HTML:
-    """An [`Explorer`][]; or, while the book is built, the last frame of the first settings, with words."""
+    """An [`Explorer`][]; or, while the book is built, a film of what the first settings give."""
     if "NCA_LIB_BOOK" not in os.environ:
         made = {name: control.make() for name, control in controls.items()}
-        return Explorer(made, frames, width, interval)
-    for frame in frames(**{name: control.value for name, control in controls.items()}):  # noqa: B007
-        pass
-    return still_picture(frame, alt, width, [control.description for control in controls.values()])
+        return Explorer(made, views, label, axis, code)
+    values = {name: control.value for name, control in controls.items()}
+    names = ", ".join(control.description for control in controls.values())
+    note = f"What can be set in the live one (make lab): {names}."
+    return film_page(list(views(**values)), label, axis, note, code(**values) if code else "")
 
 
-def still_picture(frame: Frame, alt: str, width: int, settings: list[str]) -> HTML:
-    """What a page without a kernel shows: a picture, and what could be set if there were one."""
-    image, caption = _captioned(frame)
-    picture = base64.b64encode(png_bytes(image, width)).decode()
-    enlarged = ' class="pixelated"' if image.shape[2] < width else ""
-    return HTML(
-        f'<img{enlarged} alt="{alt}" src="data:image/png;base64,{picture}">'
-        f'<p class="run-to-explore">{caption} A still picture: run this notebook to explore '
-        f"({', '.join(settings)}).</p>"
-    )
+_STYLE = {"description_width": "8em"}
+_WIDE = {"width": "22em"}
 
 
-_STYLE = {"description_width": "7em"}
-
-
-def slider(description: str, value: int, low: int, high: int, step: int = 1) -> Control:
-    """A slider over whole numbers; a value counts when the handle is let go."""
+def slider(description: str, value: int, low: int, high: int, step: int = 1, tooltip: str = "") -> Control:
+    """A slider over whole numbers; it acts while it is moved."""
 
     def make() -> Any:
-        return ipw.IntSlider(
-            value, low, high, step, description=description, continuous_update=False, style=_STYLE
-        )
+        made = ipw.IntSlider(value, low, high, step, description=description, style=_STYLE, layout=_WIDE)
+        made.tooltip = tooltip or description
+        return made
 
     return Control(description, value, make)
 
 
-def choice(description: str, options: list[str], value: str) -> Control:
-    """One of some names."""
+def choice(description: str, options: list[Any], value: Any, tooltip: str = "") -> Control:
+    """One of some names, or of some pairs (name, value)."""
 
     def make() -> Any:
-        return ipw.Dropdown(options=options, value=value, description=description, style=_STYLE)
+        made = ipw.Dropdown(options=options, value=value, description=description, style=_STYLE, layout=_WIDE)
+        made.tooltip = tooltip or description
+        return made
 
     return Control(description, value, make)

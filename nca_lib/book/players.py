@@ -119,11 +119,21 @@ def shape_mask(shape: Shape, height: int, width: int) -> Tensor:
     return torch.ones(height, width, dtype=torch.bool)
 
 
-def grown_and_damaged(automaton: GrowingNCA, size: int, steps: int) -> Tensor:
-    """An automaton that lost a disc after a third of its steps: (3, size, size) in [-1, 1]."""
-    living = LivingAutomaton(automaton, size)
-    living.live(steps // 3)
+def grown_and_damaged(
+    automaton: GrowingNCA, size: int, steps: int, pictures: int = 18
+) -> Iterator[tuple[int, Tensor]]:
+    """An automaton that loses a disc after a third of its steps.
+
+    Yields:
+        About `pictures` times the number of steps made and what it looks like, (3, size, size) in [-1, 1].
+    """
+    living, every = LivingAutomaton(automaton, size), max(1, steps // pictures)
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    living.erase((y - size // 2) ** 2 + (x - size // 3) ** 2 <= (size // 5) ** 2)
-    living.live(steps - steps // 3)
-    return living.picture()
+    disc = (y - size // 2) ** 2 + (x - size // 3) ** 2 <= (size // 5) ** 2
+    yield 0, living.picture()
+    while living.age < steps:
+        before = living.age
+        living.live(every)
+        if before < steps // 3 <= living.age:
+            living.erase(disc)
+        yield living.age, living.picture()

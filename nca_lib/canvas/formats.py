@@ -1,7 +1,7 @@
 """The files that a finished canvas becomes, written in pieces: pyramidal TIFF, OME-Zarr, PNG (chapter 7).
 
-A picture here is anything with a `shape` (C, H, W) that gives a part of itself as uint8, `picture[:, rows,
-columns]`: an array in memory, a Zarr array, or a [`Finished`][] canvas on disk.
+A picture here is anything with a `shape` (C, H, W) that gives a part of itself as uint8,
+`picture[:, rows, columns]`: an array in memory, a Zarr array, or a [`Finished`][] canvas on disk.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ from nca_lib.errors import CanvasError
 from nca_lib.extras import extra
 
 TILE = 256  # of the files, pixels
-BLOCK = (
-    8 * TILE
-)  # what is held in memory while a level is written; whole chunks, so that none is written twice
+BLOCK = 8 * TILE  # held in memory while a level is written; whole chunks, so that none is written twice
 LARGEST_PNG = 8192 * 8192
 
 Version = Literal["0.4", "0.5"]

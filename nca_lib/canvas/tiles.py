@@ -32,19 +32,12 @@ whose sums run in another order: windows that are cut from more hold more."""
 
 
 class Span(NamedTuple):
-    """One tile along one axis.
-
-    Attributes:
-        first: its first own cell.
-        last: one past its last own cell.
-        start: the first cell of its window; negative or beyond the canvas where that wraps.
-        size: cells of its window.
-    """
+    """One tile along one axis: its own cells, first <= i < last, and the window around them."""
 
     first: int
     last: int
-    start: int
-    size: int
+    start: int  # the window's first cell; negative or beyond the canvas where that wraps
+    size: int  # of the window
 
     @property
     def own(self) -> slice:

@@ -1,17 +1,23 @@
-"""Explorers: alive in Jupyter, a picture with words in the built book."""
+"""Explorers: alive in Jupyter, a film in the built book."""
 
+import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import ipywidgets as ipw
 import pytest
 import torch
 from IPython.display import HTML
-from torch import Tensor
 
 import nca_lib
-from nca_lib.book import explorers as widgets
+from nca_lib.book import demo, explorers
+from nca_lib.book.film import PAGE_BYTES, PAGE_FRAMES, View, film_page
+from nca_lib.book.panel import Explorer
+from nca_lib.book.subjects import Subject, radial_power, states
 from nca_lib.data.digits import Digits
+from nca_lib.samplers import SAMPLERS, sample
 
 
 @pytest.fixture
@@ -24,65 +30,153 @@ def live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NCA_LIB_BOOK", raising=False)
 
 
+@pytest.fixture(scope="module")
+def digits() -> Subject:
+    return Subject("digits", nca_lib.load("digits-mlp"), Digits(8).images[:3], "digits-mlp")  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def tissue() -> Subject:
+    model: Any = nca_lib.load("diff-nca-tissue")
+    model.network.steps = 1
+    return Subject("tissue", model, torch.zeros(1, 3, 16, 16), "diff-nca-tissue")
+
+
+def traits(shown: HTML) -> dict[str, Any]:
+    (data,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', shown.data, re.DOTALL)
+    return json.loads(data)
+
+
 @pytest.mark.usefixtures("in_book")
-def test_in_the_book_an_explorer_is_a_picture_with_words() -> None:
-    shown = widgets.noise_explorer(Digits(8).images[:3])
+def test_in_the_book_an_explorer_is_a_film_with_a_still_picture(digits: Subject) -> None:
+    shown = explorers.sampler_explorer(digits, steps=30)
     assert isinstance(shown, HTML)
-    assert "data:image/png;base64," in shown.data
-    assert "run this notebook to explore" in shown.data
-    assert 'alt="' in shown.data
+    told = traits(shown)
+    assert len(told["frames"]) == PAGE_FRAMES
+    assert told["frames"][-1]["caption"] == "Call 30, finished."
+    still = shown.data.split("<noscript>")[0]
+    assert 'alt="a sample and its clean estimate: noisy image"' in still
+    assert "data:image/webp;base64," in still
+
+
+def test_a_film_in_a_page_is_thinned_until_it_is_light() -> None:
+    noise = [View({"noise": torch.randn(3, 96, 96)}, f"{n}") for n in range(40)]
+    frames = traits(film_page(noise, "noise", "frame", ""))["frames"]
+    assert sum(len(picture["src"]) for frame in frames for picture in frame["pictures"]) <= PAGE_BYTES
+    captions = [int(frame["caption"]) for frame in frames]
+    assert captions == sorted(set(captions))
+    assert captions[-1] == 39
+    assert len(frames) > 3
 
 
 @pytest.mark.usefixtures("in_book")
-def test_only_outside_the_book_are_widgets_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_outside_the_book_are_widgets_made(monkeypatch: pytest.MonkeyPatch, digits: Subject) -> None:
     made: list[ipw.Widget] = []
     monkeypatch.setattr(ipw.Widget, "open", lambda widget: made.append(widget))
-    widgets.noise_explorer(Digits(8).images[:3])
+    explorers.sampler_explorer(digits, steps=2)
+    demo.noise_explorer(digits.images)
     assert not made, "a widget in a page without a kernel is a dead slider"
-    monkeypatch.delenv("NCA_LIB_BOOK")
-    widgets.noise_explorer(Digits(8).images[:3])
-    assert made
 
 
 @pytest.mark.usefixtures("in_book")
-def test_every_explorer_draws_its_first_picture() -> None:
-    digits, tissue = nca_lib.load("digits-mlp"), nca_lib.load("diff-nca-tissue")
+def test_every_explorer_draws_in_the_book(digits: Subject, tissue: Subject) -> None:
     grower = nca_lib.load("growing-grow")
-    tissue.network.steps = 1
     for shown in (
-        widgets.sampler_explorer(digits, (8, 8)),
-        widgets.size_explorer(tissue),
-        widgets.growing_player(grower, size=16, steps=80),
+        explorers.sampler_explorer(digits, tissue, steps=2),
+        explorers.compare_explorer(digits, steps=(4, 2)),
+        explorers.size_explorer(tissue, "heart", (16, 24)),
+        explorers.inpainting_painter(digits),
+        explorers.growing_player(grower, size=16, steps=80),  # type: ignore[arg-type]
     ):
         assert isinstance(shown, HTML)
+        assert len(traits(shown)["frames"]) > 1
 
 
 @pytest.mark.usefixtures("live")
-def test_a_changed_control_draws_another_picture() -> None:
-    explorer = widgets.noise_explorer(Digits(8).images[:3])
-    assert isinstance(explorer, widgets.Explorer)
+def test_a_changed_control_draws_another_film(digits: Subject) -> None:
+    explorer = explorers.sampler_explorer(digits, steps=4)
+    assert isinstance(explorer, Explorer)
     explorer.wait(10)
-    before = bytes(explorer._picture.value)
-    assert before.startswith(b"\x89PNG")
-    explorer._controls["t"].value = 290
+    before = explorer.film.frames
+    assert len(before) == 4
+    explorer.controls["steps"].value = 6
     explorer.wait(10)
-    assert bytes(explorer._picture.value) != before
+    assert len(explorer.film.frames) == 6
+    assert explorer.film.frames[-1] != before[-1]
+    assert explorer.message.value.startswith("done: 6 frames")
+    assert explorer._stopper.disabled
     explorer.close()
+
+
+@pytest.mark.usefixtures("live")
+@pytest.mark.parametrize("kind", ["sampler", "compare", "size", "inpainting"])
+def test_the_code_that_is_handed_out_runs_and_makes_what_is_shown(
+    kind: str, digits: Subject, tissue: Subject
+) -> None:
+    makers: dict[str, Callable[[], Explorer | HTML]] = {
+        "sampler": lambda: explorers.sampler_explorer(digits, steps=3),
+        "compare": lambda: explorers.compare_explorer(digits, steps=(3, 2)),
+        "size": lambda: explorers.size_explorer(
+            Subject("tissue", nca_lib.load("web-tissue"), tissue.images, "web-tissue"),  # type: ignore[arg-type]
+            "disc",
+            (16, 24),
+        ),
+        "inpainting": lambda: explorers.inpainting_painter(digits),
+    }
+    explorer = makers[kind]()
+    assert isinstance(explorer, Explorer)
+    explorer.wait(60)
+    explorer.close()
+    names: dict[str, Any] = {"torch": torch, "image": digits.images[:1]}
+    exec(explorer.film.code, names)
+    shown = names["a" if kind == "compare" else "filled" if kind == "inpainting" else "image"]
+    values = {name: control.value for name, control in explorer.controls.items()}
+    *_, last = explorer._views(**values)
+    picture = next(image for label, image in last.pictures.items() if label != "what is known")
+    torch.testing.assert_close(shown[0].clamp(-1, 1), picture.clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("live")
+def test_an_empty_hole_costs_no_call(digits: Subject) -> None:
+    explorer = explorers.inpainting_painter(digits)
+    assert isinstance(explorer, Explorer)
+    explorer.controls["hole"].mask = bytes(64)
+    explorer.wait(30)
+    assert [frame["caption"] for frame in explorer.film.frames] == [
+        "No hole: nothing to fill, no denoiser call."
+    ]
+    explorer.close()
+
+
+def test_states_end_with_the_librarys_sample(digits: Subject) -> None:
+    for sampler in SAMPLERS:
+        *_, last = states(digits.model, (8, 8), sampler=sampler, steps=5, seed=3, count=2)
+        expected = sample(digits.model, (8, 8), sampler=SAMPLERS[sampler], steps=5, seed=3, count=2)
+        assert torch.equal(last.image, expected)
+
+
+def test_radial_power_of_white_noise_is_flat_and_a_wave_has_its_own_frequency() -> None:
+    noise = torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    power = torch.tensor(radial_power(noise))
+    assert power.mean() == pytest.approx(1, abs=0.1)
+    wave = torch.cos(torch.arange(32) * 2 * torch.pi * 5 / 32).expand(1, 32, 32)
+    found = radial_power(wave)
+    assert found.index(max(found)) + 1 == 5
 
 
 def test_a_new_choice_cancels_the_computation_before_it() -> None:
     seen: list[int] = []
 
-    def frames(number: int) -> Iterator[Tensor]:
+    def views(number: int) -> Iterator[View]:
         for _ in range(1000):
             seen.append(number)
             time.sleep(0.005)
-            yield torch.zeros(3, 4, 4)
+            yield View({"nothing": torch.zeros(3, 4, 4)})
 
-    explorer = widgets.Explorer({"number": ipw.IntSlider(1)}, frames, 16)
+    explorer = Explorer({"number": ipw.IntSlider(1)}, views)
     first = explorer._thread
     time.sleep(0.05)
-    explorer._controls["number"].value = 2
+    explorer.controls["number"].value = 2
     assert first is not None
     first.join(5)
     assert not first.is_alive()
@@ -95,15 +189,39 @@ def test_a_new_choice_cancels_the_computation_before_it() -> None:
     assert len(seen) < 1000
 
 
-def test_a_refused_setting_is_told_and_does_not_end_the_explorer() -> None:
-    def frames(steps: int) -> Iterator[Tensor]:
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(ValueError("too\nlarge"), "too large"), (RuntimeError("a\nb"), "RuntimeError: a b")],
+)
+def test_whatever_goes_wrong_is_told_in_a_line_without_an_old_picture(error: Exception, told: str) -> None:
+    def views(steps: int) -> Iterator[View]:
+        yield View({"nothing": torch.zeros(3, 4, 4)})
         if steps > 5:
-            raise ValueError("steps is too large")
-        yield torch.zeros(3, 4, 4)
+            raise error
 
-    explorer = widgets.Explorer({"steps": ipw.IntSlider(9)}, frames, 16)
+    explorer = Explorer({"steps": ipw.IntSlider(9)}, views)
     explorer.wait(5)
-    assert explorer._message.value == "steps is too large"
-    explorer._controls["steps"].value = 2
+    assert explorer.message.value == told
+    assert not explorer.film.frames
+    assert explorer._stopper.disabled
+    explorer.controls["steps"].value = 2
     explorer.wait(5)
-    assert explorer._message.value == "done"
+    assert explorer.message.value.startswith("done")
+    assert len(explorer.film.frames) == 1
+    explorer.close()
+
+
+def test_a_page_that_comes_later_sees_all_frames_and_a_chosen_cell_sets_the_controls() -> None:
+    def views(y: int, x: int) -> Iterator[View]:
+        yield View({"cell": torch.zeros(3, 4, 4)}, f"{y} {x}")
+
+    explorer = Explorer({"y": ipw.IntSlider(0), "x": ipw.IntSlider(0)}, views)
+    explorer.wait(5)
+    explorer.film._hear(None, {"event": "cell", "picture": 0, "y": 3, "x": 2}, [])
+    explorer.wait(5)
+    assert explorer.film.frames[0]["caption"] == "3 2"
+    sent: list[Any] = []
+    explorer.film.send = lambda content, buffers=None: sent.append(content)
+    explorer.film._hear(None, {"event": "ready"}, [])
+    assert sent == [{"event": "all", "frames": explorer.film.frames}]
+    explorer.close()

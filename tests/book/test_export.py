@@ -21,11 +21,11 @@ from nca_lib.automaton import GrowingNCA, states
 from nca_lib.book.demo import Demo, diffusion_demo, growing_demo
 from nca_lib.book.export import ExportError, export, rounded
 from nca_lib.diff_nca import DiffNCA
-from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.diffusion import Denoiser, clean_of, noise_schedule
 from nca_lib.editing import KnownPixels
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, Purpose, firing_from, philox
-from nca_lib.samplers import SAMPLERS, sample, timestep_array
+from nca_lib.samplers import SAMPLERS, log_snr_array, sample, timestep_array
 
 WEB = Path(__file__).parents[2] / "nca_lib" / "book" / "web"
 NODE = Path(playwright.__file__).parent / "driver" / "node"  # Playwright brings its own
@@ -44,7 +44,7 @@ const text = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLe
 
 def node(script: str, **given: Any) -> Any:
     """Run a module that prints JSON."""
-    module = PRELUDE.format(engine=(WEB / "engine.js").as_uri()) + script
+    module = PRELUDE.format(engine=(WEB / "sampling.js").as_uri()) + script
     command = [str(NODE), "--input-type=module", "--eval", module]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -113,10 +113,13 @@ def test_timesteps_and_repaints_path_are_the_libraries() -> None:
     script = """
     const ways = [];
     for (let steps = 1; steps <= 300; steps++) ways.push(E.timestepArray(300, steps));
-    console.log(JSON.stringify([ways, E.repaintPath(E.timestepArray(300, 23), 4, 3)]));
+    const snr = ways.map((_, i) => E.logSnrArray(given.alpha_bar, i + 1));
+    console.log(JSON.stringify([ways, E.repaintPath(E.timestepArray(300, 23), 4, 3), snr]));
     """
-    ways, path = node(script)
+    schedule = noise_schedule()
+    ways, path, snr = node(script, alpha_bar=schedule.alpha_bar.tolist())
     assert ways == [timestep_array(300, steps) for steps in range(1, 301)]
+    assert snr == [log_snr_array(schedule, steps) for steps in range(1, 301)]
     image = torch.zeros(1, 3, 4, 4)
     known = KnownPixels(image, torch.ones(1, 1, 4, 4, dtype=torch.bool), jump=4, repeats=3)
     assert path == known.path(timestep_array(300, 23))
@@ -161,16 +164,17 @@ def test_growing_models_of_other_sizes_run_too() -> None:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0), ("ddpm", 1)])
-def test_samples_equal_pytorchs(kind: str, sampler: str, eta: int) -> None:
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
+def test_samples_equal_pytorchs(kind: str, sampler: str) -> None:
     model = untrained(**MODELS[kind])
     copy, channels = rounded(model), model.network.image_channels
     script = """
     let frame;
-    for (frame of E.load(given.model).sample({ height: 9, width: 14, seed: 5, steps: 12, eta: given.eta }));
+    const settings = { height: 9, width: 14, seed: 5, steps: 12, sampler: given.sampler };
+    for (frame of E.load(given.model).sample(settings));
     console.log(JSON.stringify([text(frame.image), frame.call]));
     """
-    image, calls = node(script, model=export(model), eta=eta)
+    image, calls = node(script, model=export(model), sampler=sampler)
     expected = sample(copy, (9, 14), sampler=SAMPLERS[sampler], steps=12, seed=5)
     assert calls == 12
     torch.testing.assert_close(array(image, 9, 14, channels), expected[0], atol=PARITY, rtol=0)
@@ -185,7 +189,7 @@ def test_a_filled_hole_equals_the_librarys_and_keeps_what_is_known() -> None:
     let frame;
     const known = Uint8Array.from(given.known.flat(), Number);
     for (frame of E.load(given.model).sample({
-      height: 12, width: 10, seed: 2, steps: 10, eta: 1, jump: 3, repeats: 2,
+      height: 12, width: 10, seed: 2, steps: 10, sampler: "ddpm", jump: 3, repeats: 2,
       picture: floats(given.picture), known,
     }));
     console.log(JSON.stringify([text(frame.image), frame.call, frame.calls]));
@@ -285,4 +289,43 @@ def test_demos_are_widgets_in_jupyter_and_self_contained_html_in_the_book(
     mounts = {str(page.data).split('"')[1] for page in pages}
     assert len(mounts) == 3, "demos on one page share an element"
     assert not any("golden" in str(page.data) for page in pages), "tests' numbers weigh the page down"
-    assert not any(address in str(page.data) for page in pages for address in ("http:", "https:", "src="))
+    assert not any(address in str(page.data) for page in pages for address in ("https:", " src="))
+    assert max(len(str(page.data)) for page in pages) < 200_000
+
+
+def test_going_on_from_the_middle_ends_where_the_whole_way_ends() -> None:
+    script = """
+    const settings = { height: 8, width: 9, seed: 3, steps: 9, sampler: given.sampler };
+    const model = E.load(given.model);
+    const whole = [...model.sample(settings)], half = whole[4];
+    const rest = [...model.sample({ ...settings, from: { image: half.image, t: half.t } })];
+    console.log(JSON.stringify([text(whole.at(-1).image), text(rest.at(-1).image), rest.length, half.t]));
+    """
+    for sampler in ("ddim", "ddpm"):
+        whole, rest, length, t = node(script, model=export(untrained()), sampler=sampler)
+        assert whole == rest
+        assert length == 6  # the beginning, and five calls
+        assert t > 0
+
+
+def test_inside_a_call_are_the_automatons_states_and_a_cells_influence_moves_a_cell_a_step() -> None:
+    model = untrained(encoding="sinusoidal", update_probability=0.8, steps=4)
+    noisy, t = torch.randn(1, 3, 13, 15, generator=torch.Generator().manual_seed(2)), 120
+    script = """
+    const told = { image: floats(given.image), height: 13, width: 15, t: given.t, seed: 9, cell: [6, 7] };
+    const found = E.load(given.model).inside(told);
+    const texts = (step) => [text(step.clean), text(step.hidden), text(step.influence)];
+    console.log(JSON.stringify(found.map(texts)));
+    """
+    found = node(script, model=export(model), image=base64_of(noisy[0]), t=t)
+    copy = rounded(model)
+    time = copy.schedule.time(torch.tensor([t]))  # type: ignore[operator, union-attr]
+    with firing_from(copy, CounterNoise(9)), torch.no_grad():
+        rollout = list(copy.network.rollout(copy.network.seed(noisy), time))  # type: ignore[operator, union-attr]
+    for step, (state, (clean, hidden, influence)) in enumerate(zip(rollout, found, strict=True), 1):
+        expected = clean_of("v", copy.schedule, state[:, 3:6], noisy, torch.tensor([t])).clamp(-1, 1)  # type: ignore[arg-type]
+        torch.testing.assert_close(array(clean, 13, 15, 3), expected[0], atol=PARITY, rtol=0)
+        torch.testing.assert_close(array(hidden, 13, 15, 6), state[0, 6:], atol=PARITY, rtol=PARITY)
+        reached = (array(influence, 13, 15, 1)[0] > 0).nonzero()
+        assert (reached - torch.tensor([6, 7])).abs().max() <= step
+        assert len(reached) > step

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from IPython.display import HTML
 
-from nca_lib.book import explorers as widgets
 from nca_lib.book.painting import Brush, image_of_waves, log_spectrum, mask_bytes, wave_mask
 from nca_lib.data.faces import Faces
 from nca_lib.fourier import image_of_window, spectrum_window
@@ -59,55 +55,3 @@ def test_a_brush_tells_what_is_painted_and_refuses_another_size() -> None:
     assert len(told) == 1
     with pytest.raises(ValueError, match="4 rows of 6 cells need 24"):
         brush.mask = bytes(23)
-
-
-@pytest.mark.parametrize("steps", [0, 1, 5])
-def test_a_message_fills_a_square_in_image_space_and_everything_in_frequency_space(steps: int) -> None:
-    states = list(widgets.message_states(10, 12, 25, 6))
-    local, everywhere = states[steps]
-    assert int((local > 0).sum()) == (2 * steps + 1) ** 2
-    assert int((everywhere > 1e-9).sum()) == (625 if steps else 1)
-
-
-ROWS: list[dict[str, Any]] = [
-    {
-        "name": name,
-        "experiment": {"model": {"kind": kind}, "data": {"kind": "faces"}},
-        "parameters": size,
-        "operations": 1e9,
-        "training_seconds": 600.0,
-        "images_seen": 1000,
-        "metrics": {
-            "extractors": {"eye": {"frechet_distance": 9.0 * size, "note": "text", "kid": None}},
-            "coherence": {"all": 0.5},
-        },
-        "floor": {"extractors": {"eye": {"frechet_distance": 2.0}}, "coherence": {"all": 1.0}},
-    }
-    for name, kind, size in (("one", "unet", 10), ("two", "diff-nca", 20))
-]
-
-
-def test_the_results_explorer_offers_the_numbers_and_nothing_else() -> None:
-    explorer = widgets.results_explorer(ROWS)
-    assert isinstance(explorer, widgets.Explorer)
-    costs = ("parameters", "operations", "training_seconds", "images_seen")
-    assert explorer._controls["y"].options == (*costs, "eye.frechet_distance", "coherence.all")
-    explorer.wait(30)
-    before = explorer._picture.value
-    explorer._controls["y"].value = "coherence.all"
-    explorer.wait(30)
-    assert explorer._picture.value != before
-    explorer.close()
-    with pytest.raises(ValueError, match="no results to show"):
-        widgets.results_explorer([])
-
-
-def test_in_the_book_the_explorers_are_pictures(monkeypatch: pytest.MonkeyPatch, face: torch.Tensor) -> None:
-    monkeypatch.setenv("NCA_LIB_BOOK", "1")
-    pages = [widgets.message_player(17), widgets.spectrum_painter(face), widgets.results_explorer(ROWS)]
-    for page in pages:
-        assert isinstance(page, HTML)
-        assert "run this notebook to explore" in page.data
-        assert 'alt="' in page.data
-    with pytest.raises(ValueError, match="16 frequencies need at least 32x32"):
-        widgets.spectrum_painter(torch.zeros(3, 40, 31))

@@ -10,14 +10,16 @@ import torch
 from playwright.sync_api import Browser, Page, Route, sync_playwright
 from test_pages import CHROMIUM, QUIET
 
-from nca_lib.book import demo
-from nca_lib.book.export import export
+from nca_lib.book import pages
+from nca_lib.book.export import export, rounded
+from nca_lib.book.pages import WEB, bundle
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.samplers import SAMPLERS, sample
 
-WEB = Path(demo.__file__).parent / "web"
 HEAD = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width"><body>'
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+EXPORT = "export {CounterNoise, load};"
 HIDE = """hidden => {
     Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
     document.dispatchEvent(new Event("visibilitychange"));
@@ -34,7 +36,7 @@ OPACITY_IN_THE_MIDDLE = """() => {
 # As anywidget calls it; the model is the stand-in that a widget's front end would be given.
 MOUNT = """async ([source, traits]) => {
     const module = await import(URL.createObjectURL(new Blob([source], {type: "text/javascript"})));
-    const model = {get: name => traits[name], on() {}, off() {}, set() {}, save_changes() {}};
+    const model = {get: name => traits[name], on() {}, off() {}, set() {}, save_changes() {}, send() {}};
     window.cleanup = await module.default.render({model, el: document.body});
 }"""
 
@@ -50,16 +52,18 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def traits_of(kind: str) -> dict[str, str]:
+def network_of() -> DiffNCA:
+    torch.manual_seed(0)
+    return DiffNCA(8, 12, 2, position=False, update_probability=1.0, encoding="sinusoidal")
+
+
+def traits_of(kind: str) -> dict[str, Any]:
     """Small models: what is tested here is the interface."""
     if kind == "growing":
         models: Any = {"regenerate": json.loads((WEB / "growing-regenerate.json").read_text())}
     else:
-        torch.manual_seed(0)
-        network = DiffNCA(8, 12, 2, position=False, update_probability=1.0, encoding="sinusoidal")
-        models = {"untrained": export(Denoiser(network, noise_schedule(), "v"), steps=8)}
-    engine = (WEB / "engine.js").read_text()
-    return {"kind": kind, "engine": engine, "weights": json.dumps(models), "label": "a test"}
+        models = {"untrained": export(Denoiser(network_of(), noise_schedule(), "v"), steps=8)}
+    return {"engine": bundle("sampling.js"), "weights": models, "label": "a test"}
 
 
 @pytest.fixture
@@ -68,8 +72,10 @@ def open_demo(browser: Browser, tmp_path: Path) -> Iterator[Open]:
     problems: list[str] = []
     contexts = []
 
-    def opened(kind: str, *, over: str = "file", width: int = 800, below: str = "", **settings: Any) -> Page:
-        html = HEAD + str(demo.page(traits_of(kind)).data) + below
+    def opened(
+        kind: str, *, over: str = "file", width: int = 800, below: str = "", anchor: str = "", **settings: Any
+    ) -> Page:
+        html = HEAD + str(pages.page(f"{kind}.js", traits_of(kind)).data) + below
         context = browser.new_context(viewport={"width": width, "height": 700}, offline=True, **settings)
         contexts.append(context)
         page = context.new_page()
@@ -87,7 +93,7 @@ def open_demo(browser: Browser, tmp_path: Path) -> Iterator[Open]:
                 route.abort()
 
         page.route("http*://**/*", serve)
-        page.goto(address)
+        page.goto(address + anchor)
         if kind == "growing":
             page.get_by_label("speed").fill("120")
         return page
@@ -237,7 +243,7 @@ def test_a_painted_hole_is_filled_and_nothing_else_changes(open_demo: Open) -> N
     fill = page.get_by_role("button", name="Fill the hole")
     assert fill.is_disabled()
     before = page.evaluate(PIXELS)
-    box = page.locator("canvas").bounding_box()
+    box = page.locator("canvas").first.bounding_box()
     assert box
     page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
     page.mouse.down()
@@ -276,22 +282,107 @@ def test_it_grows_wider_and_keeps_what_was_there(open_demo: Open) -> None:
     assert columns[0] < columns[1]
 
 
-def test_stop_returns_to_what_was_there_and_leaves_no_worker(open_demo: Open) -> None:
+def place(page: Page) -> str:
+    return page.locator("figcaption").first.inner_text()
+
+
+def test_stop_keeps_what_there_is_and_going_on_ends_as_without_stopping(open_demo: Open) -> None:
     page = open_demo("diffusion")
     wait_until_drawn(page, 1)
-    before = page.evaluate(PIXELS)
-    page.evaluate(
-        """() => {
-            const named = name => [...document.querySelectorAll("button")].find(b => b.textContent === name);
-            named("Grow wider").click();
-            named("Stop").click();
-        }"""
-    )
+    whole = page.evaluate(PIXELS)
+    scrubber = page.get_by_label("call", exact=True)
+    scrubber.fill("4")
     wait_for_workers(page, 0)
-    assert page.evaluate(PIXELS) == before
-    assert page.get_by_role("button", name="Stop").is_disabled()
-    page.get_by_role("button", name="Draw new").click()
-    wait_until_drawn(page, 3)
+    half = page.evaluate(PIXELS)
+    assert half != whole
+    assert place(page).startswith("noisy image, t = ")
+    scrubber.fill("8")
+    assert page.evaluate(PIXELS) == whole
+    scrubber.fill("4")
+    page.get_by_role("button", name="Step").click()
+    page.get_by_text("call 5 of 8").wait_for()
+    assert page.evaluate(PIXELS) not in (half, whole)
+    page.get_by_role("button", name="Go on").click()
+    wait_until_drawn(page, 1)
+    assert page.evaluate(PIXELS) == whole
+    assert page.get_by_role("button", name="Go on").is_disabled()
+    wait_for_workers(page, 0)
+
+
+def test_what_is_painted_on_the_noisy_image_changes_where_it_leads(open_demo: Open) -> None:
+    page = open_demo("diffusion")
+    wait_until_drawn(page, 1)
+    whole = page.evaluate(PIXELS)
+    page.get_by_label("call", exact=True).fill("3")
+    before = page.evaluate(PIXELS)
+    page.get_by_label("brush").select_option("colour")
+    page.locator("canvas").first.click()
+    painted = page.evaluate(PIXELS)
+    changed = sum(a != b for a, b in zip(before, painted, strict=True)) / len(before)
+    assert 0.01 < changed < 0.2
+    page.get_by_role("button", name="Go on").click()
+    wait_until_drawn(page, 1)
+    assert page.evaluate(PIXELS) != whole
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
+def test_seed_sampler_steps_and_shape_are_what_the_controls_say(open_demo: Open, sampler: str) -> None:
+    page = open_demo("diffusion")
+    wait_until_drawn(page, 1)
+    page.get_by_label("sampler").select_option(sampler)
+    page.get_by_label("height").fill("12")
+    page.get_by_label("width").fill("20")
+    page.get_by_label("width").press("Enter")
+    page.get_by_label("seed").fill("9")
+    page.get_by_label("seed").press("Enter")
+    page.get_by_text("seed 9, 8 calls").wait_for()
+    model = Denoiser(network_of(), noise_schedule(), "v")
+    expected = sample(rounded(model), (12, 20), sampler=SAMPLERS[sampler], steps=8, seed=9)  # type: ignore[arg-type]
+    found = torch.tensor(page.evaluate(PIXELS)).view(12, 20, 4)[..., :3]
+    wanted = ((expected[0].clamp(-1, 1) + 1) * 127.5).round().permute(1, 2, 0)
+    assert (found - wanted).abs().max() <= 1
+
+
+def test_a_view_can_be_sent_as_an_address(open_demo: Open) -> None:
+    first = open_demo("diffusion")
+    wait_until_drawn(first, 1)
+    first.get_by_label("seed").fill("5")
+    first.get_by_label("seed").press("Enter")
+    wait_until_drawn(first, 5)
+    first.get_by_label("call", exact=True).fill("3")
+    first.get_by_role("button", name="Link").click()
+    anchor = first.evaluate("location.hash")
+    assert anchor == "#untrained&seed=5&steps=8&sampler=ddim&height=40&width=40&call=3"
+    second = open_demo("diffusion", anchor=anchor)
+    second.get_by_text("call 3 of 8").wait_for()
+    second.get_by_text("stopped").wait_for()
+    assert second.evaluate(PIXELS) == first.evaluate(PIXELS)
+
+
+def test_inside_a_call_a_clicked_cell_influences_a_square_that_grows_with_k(open_demo: Open) -> None:
+    page = open_demo("diffusion")
+    wait_until_drawn(page, 1)
+    page.get_by_label("call", exact=True).fill("4")
+    page.get_by_text("Inside the next call").click()
+    page.get_by_text("influenced 25 cells").wait_for()  # two steps
+    page.get_by_label("step k").fill("1")
+    page.get_by_text("after step 1 of 2").wait_for()
+    page.get_by_text("influenced 9 cells").wait_for()
+    page.get_by_role("img", name="influence").click(position={"x": 3, "y": 3})
+    page.get_by_text("cell y 0, x 0 has influenced 4 cells").wait_for()
+    wait_for_workers(page, 0)
+
+
+def test_what_cannot_be_done_says_why(open_demo: Open) -> None:
+    page = open_demo("diffusion")
+    wait_until_drawn(page, 1)
+    page.get_by_label("height").fill("8")
+    page.get_by_label("width").fill("224")
+    page.get_by_label("width").press("Enter")
+    page.get_by_text("224 cells are as wide as it gets").wait_for()
+    grow = page.get_by_role("button", name="Grow wider")
+    assert grow.is_disabled()
+    assert grow.get_attribute("title") == "232 cells is the widest"
 
 
 @pytest.mark.parametrize("kind", ["growing", "diffusion"])
@@ -300,7 +391,7 @@ def test_as_a_widget_it_cleans_up_after_itself(open_demo: Open, kind: str) -> No
     page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide', {persisted: false}))")
     wait_for_workers(page, 0)
     page.evaluate("document.body.replaceChildren()")
-    page.evaluate(MOUNT, [(WEB / "demo.js").read_text(), traits_of(kind)])
+    page.evaluate(MOUNT, [bundle(f"{kind}.js"), traits_of(kind)])
     if kind == "growing":
         wait_for_step(page, 2)
     else:
@@ -331,7 +422,7 @@ def test_it_fits_a_phone_and_names_its_controls(open_demo: Open, kind: str) -> N
         page.get_by_role("button", name="Grow wider").click()
         wait_until_drawn(page, 2)
     assert page.evaluate(OVERFLOW) <= 0
-    assert page.get_by_role("application").get_attribute("aria-label")
+    assert page.get_by_role("application").first.get_attribute("aria-label")
     for control in page.locator("select, input").all():
         assert control.evaluate("control => control.labels.length") == 1
 
@@ -361,11 +452,21 @@ def test_the_engine_equals_pytorch_in_the_browser_too(open_demo: Open) -> None:
         const seen = state.filter((_, i) => i % g.every === 0);
         return [difference(seen, floats(g.state)), difference(frame.image, floats(d.sample))];
     }"""
-    assert max(page.evaluate(script, [(WEB / "engine.js").read_text(), *read])) < 1e-3
+    assert max(page.evaluate(script, [bundle("sampling.js") + EXPORT, *read])) < 1e-3
 
 
 def test_a_page_survives_text_that_looks_like_markup() -> None:
-    html = demo.page({"kind": "growing", "engine": "", "weights": "{}", "label": "</script><b>"}).data
+    html = pages.page("growing.js", {"engine": "", "weights": {}, "label": "</script><b>"}).data
     assert html.count("</script>") == 2
-    for name in ("demo.js", "shim.js"):
-        assert "</script" not in (WEB / name).read_text()
+    for module in WEB.glob("*.js"):
+        assert "</script" not in module.read_text()
+
+
+def test_a_finger_finds_controls_large_enough(open_demo: Open) -> None:
+    page = open_demo("diffusion", width=390, has_touch=True, is_mobile=True)
+    wait_until_drawn(page, 1)
+    for control in page.locator("input, select, button").all():
+        box = control.bounding_box()
+        assert box is None or not box["height"] or box["height"] >= 40, control.evaluate(
+            "control => control.outerHTML"
+        )

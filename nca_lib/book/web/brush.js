@@ -2,8 +2,8 @@
 //
 // Traits of the model: picture (PNG bytes), height and width (cells), mask (height * width bytes, 0 or 1, sent at
 // the end of a stroke), mirror (what is done to a cell is done to the one opposite through the centre), label,
-// fleeting (what is painted goes to Python as messages "painted" during the stroke, and does not stay).
-// After drawing a new picture it says "drawn": a hidden page draws none.
+// fleeting (what is painted goes to Python as messages "painted" during the stroke, and does not stay), number (of the
+// picture). After drawing a picture, and where it can be seen, it says "drawn": for each number once.
 
 const STYLE = `
 .nca-brush { display: inline-block; max-width: 100%; margin: 2px 14px 6px 2px; color: var(--jp-ui-font-color1, inherit);
@@ -18,7 +18,6 @@ const STYLE = `
   background: var(--jp-layout-color2, #8883); border: 1px solid var(--jp-border-color1, #8888); border-radius: 3px; }
 .nca-brush-help { font-size: 0.9em; opacity: 0.75; }
 `;
-const PAINT = "rgba(240, 120, 20, 0.55)";
 const SIDE = 320; // pixels on the screen, about
 
 function element(tag, attributes = {}, ...children) {
@@ -58,12 +57,22 @@ function render({ model, el }) {
   root.style.width = `${width * scale}px`;
   el.append(root);
 
+  // Stripes, light and dark: they can be seen on any picture.
+  function stripes(context) {
+    const tile = element("canvas", { width: 8, height: 8 }), brush = tile.getContext("2d");
+    for (let i = 0; i < 64; i++) {
+      brush.fillStyle = ((i % 8) + (i >> 3)) % 8 < 4 ? "rgba(255, 255, 255, 0.8)" : "rgba(20, 30, 60, 0.8)";
+      brush.fillRect(i % 8, i >> 3, 1, 1);
+    }
+    return context.createPattern(tile, "repeat");
+  }
+
   function draw() {
     const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = false;
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (picture) context.drawImage(picture, 0, 0, canvas.width, canvas.height);
-    context.fillStyle = PAINT;
+    context.fillStyle = stripes(context);
     for (let i = 0; i < mask.length; i++) {
       if (mask[i]) context.fillRect((i % width) * scale, Math.floor(i / width) * scale, scale, scale);
     }
@@ -161,18 +170,30 @@ function render({ model, el }) {
     mask.set(bytesOf(model.get("mask")));
     draw();
   };
+  let seen = false, told = null; // told: the number of the picture that was last said to be drawn
+  const tell = () => {
+    if (!seen || !picture || told === model.get("number")) return;
+    told = model.get("number");
+    model.send({ event: "drawn" });
+  };
   const readPicture = async () => {
     picture = await createImageBitmap(new Blob([bytesOf(model.get("picture"))], { type: "image/png" }));
     draw();
-    requestAnimationFrame(() => model.send({ event: "drawn" }));
+    requestAnimationFrame(tell); // a hidden tab has no frames
   };
+  const observer = new IntersectionObserver((entries) => {
+    seen = entries[entries.length - 1].isIntersecting;
+    tell();
+  });
+  observer.observe(canvas);
   model.on("change:mask", readMask);
-  model.on("change:picture", readPicture);
+  model.on("change:number", readPicture);
   readMask();
   readPicture();
   return () => {
+    observer.disconnect();
     model.off("change:mask", readMask);
-    model.off("change:picture", readPicture);
+    model.off("change:number", readPicture);
   };
 }
 

@@ -1,8 +1,8 @@
-// Cellular automata and diffusion on typed arrays, equal to nca_lib's PyTorch (a test compares them). No DOM, no
-// dependencies. The static pages are opened from disk, where browsers refuse module workers: a page therefore runs
-// this text as a plain worker, without its last statement (`export`).
+// Cellular automata on typed arrays, equal to nca_lib's PyTorch (a test compares them). No DOM.
 //
 // States and images are Float32Arrays, channels last: number c of cell (y, x) is at (y * width + x) * channels + c.
+
+import { FIRING } from "./noise.js";
 
 // ---- Weights ------------------------------------------------------------------------------------------------------
 
@@ -21,73 +21,6 @@ function halfFloats(text) {
 
 function tensorsOf(model) {
   return Object.fromEntries(Object.entries(model.tensors).map(([name, text]) => [name, halfFloats(text)]));
-}
-
-// ---- Noise: nca_lib/noise.py --------------------------------------------------------------------------------------
-
-const START = 0, SAMPLER = 1, FIRING = 2; // what a random number is for
-
-function highWord(a, b) { // of the 64-bit product of two 32-bit words
-  const ah = a >>> 16, al = a & 0xffff, bh = b >>> 16, bl = b & 0xffff;
-  const middle = ah * bl + ((al * bl) >>> 16);
-  return ah * bh + (middle >>> 16) + ((al * bh + (middle & 0xffff)) >>> 16);
-}
-
-// Philox4x32-10 (Salmon et al. 2011): four 32-bit words of a counter and two of a key to four words, put in `out`.
-function philox(c0, c1, c2, c3, k0, k1, out) {
-  for (let round = 0; round < 10; round++) {
-    const high0 = highWord(0xd2511f53, c0), low0 = Math.imul(0xd2511f53, c0);
-    const high1 = highWord(0xcd9e8d57, c2), low1 = Math.imul(0xcd9e8d57, c2);
-    c0 = high1 ^ c1 ^ k0;
-    c1 = low1;
-    c2 = high0 ^ c3 ^ k1;
-    c3 = low0;
-    k0 = (k0 + 0x9e3779b9) | 0;
-    k1 = (k1 + 0xbb67ae85) | 0;
-  }
-  out[0] = c0;
-  out[1] = c1;
-  out[2] = c2;
-  out[3] = c3;
-}
-
-// Each number is computed from its address: seed, purpose, step, substep, y, x.
-class CounterNoise {
-  constructor(seed, y = 0, x = 0) {
-    this.seed = seed | 0;
-    this.y = y;
-    this.x = x;
-    this.words = new Uint32Array(4);
-  }
-
-  wordsAt(y, x, purpose, step, block) {
-    philox(x + this.x, y + this.y, step, (purpose << 24) | block, this.seed, 0, this.words);
-    return this.words;
-  }
-
-  // Uniform in [0, 1) with 24 bits, for one cell.
-  uniform(y, x, purpose, step, substep) {
-    return (this.wordsAt(y, x, purpose, step, substep >> 2)[substep & 3] >>> 8) * 2 ** -24;
-  }
-
-  // Standard normal (Box-Muller): height * width * channels numbers.
-  normal(height, width, channels, purpose, step) {
-    const numbers = new Float32Array(height * width * channels), four = new Float32Array(4);
-    const open = (word) => Math.fround(Math.fround(word) + 0.5) * 2 ** -32;
-    for (let cell = 0; cell < height * width; cell++) {
-      for (let block = 0; 4 * block < channels; block++) {
-        const words = this.wordsAt(Math.floor(cell / width), cell % width, purpose, step, block);
-        for (let i = 0; i < 4; i += 2) {
-          const radius = Math.sqrt(-2 * Math.log(Math.min(open(words[i]), 1 - 2 ** -24)));
-          four[i] = radius * Math.cos(2 * Math.PI * open(words[i + 1]));
-          four[i + 1] = radius * Math.sin(2 * Math.PI * open(words[i + 1]));
-        }
-        const first = cell * channels + 4 * block, count = Math.min(4, channels - 4 * block);
-        for (let i = 0; i < count; i++) numbers[first + i] = four[i];
-      }
-    }
-    return numbers;
-  }
 }
 
 // ---- Dense layers at many cells -----------------------------------------------------------------------------------
@@ -325,6 +258,13 @@ class DiffNCA {
 
   // What the network says about `noisy` at `time` = t/T; `noise` gives the firing masks.
   forward(noisy, height, width, time, noise) {
+    let last;
+    for (last of this.states(noisy, height, width, time, noise));
+    return this.part(last, height, width, this.images, 2 * this.images);
+  }
+
+  // The state after each of the K steps, larger by a cell on each side; what is yielded is used again.
+  *states(noisy, height, width, time, noise) {
     const { channels, images } = this, size = (height + 2) * (width + 2), cells = new Int32Array(height * width);
     const moment = Math.round(time * 2 ** 20);
     let now = new Float32Array(size * channels), next = new Float32Array(size * channels);
@@ -346,13 +286,18 @@ class DiffNCA {
         this.fire(now, next, cells, begin, Math.min(BLOCK, count - begin), width + 2);
       }
       [now, next] = [next, now];
+      yield now;
     }
-    copyRows(now, start, height, width, channels, true);
-    const output = new Float32Array(noisy.length);
-    for (let i = 0; i < output.length; i++) {
-      output[i] = start[Math.floor(i / images) * channels + images + (i % images)];
+  }
+
+  // Channels `from` to `to` of a state that is larger by a cell on each side.
+  part(state, height, width, from, to) {
+    const count = to - from, values = new Float32Array(height * width * count);
+    for (let cell = 0; cell < height * width; cell++) {
+      const there = ((Math.floor(cell / width) + 1) * (width + 2) + (cell % width) + 1) * this.channels;
+      for (let c = 0; c < count; c++) values[cell * count + c] = state[there + from + c];
     }
-    return output;
+    return values;
   }
 
   // Beyond the border lies what lies one cell within it.
@@ -398,111 +343,4 @@ class DiffNCA {
   }
 }
 
-// ---- Diffusion: nca_lib/diffusion.py, samplers.py, editing.py -----------------------------------------------------
-
-// The timesteps to visit from T-1 to 0, evenly spaced, and -1 for the clean image; halves round to even, as there.
-function timestepArray(timesteps, steps) {
-  const stride = (timesteps - 1) / Math.max(1, steps - 1);
-  const visited = Array.from({ length: steps }, (_, i) => {
-    const exact = 2 * i < steps ? timesteps - 1 - stride * i : stride * (steps - 1 - i), near = Math.round(exact);
-    return near - exact === 0.5 && near % 2 ? near - 1 : near;
-  });
-  return [...visited, -1];
-}
-
-// RePaint's way (Lugmayr et al. 2022): every stretch of `jump` steps is gone `repeats` times.
-function repaintPath(visited, jump, repeats) {
-  const last = visited.length - 2;
-  return visited.flatMap((t, place) => {
-    const turns = place >= jump && place <= last && (last - place) % jump === 0;
-    const back = turns ? visited.slice(place - jump, place + 1) : [];
-    return [t, ...Array.from({ length: repeats - 1 }, () => back).flat()];
-  });
-}
-
-class Denoiser {
-  constructor(model) {
-    this.network = new DiffNCA(model);
-    this.images = model.image_channels;
-    this.target = model.target;
-    this.alphaBar = model.alpha_bar;
-  }
-
-  signal(t) {
-    return t < 0 ? 1 : Math.sqrt(this.alphaBar[t]);
-  }
-
-  sigma(t) {
-    return t < 0 ? 0 : Math.sqrt(1 - this.alphaBar[t]);
-  }
-
-  // The clean image under `noisy`, clipped to [-1, 1]. The noise comes first, and float32 as in PyTorch: at the first
-  // timesteps `signal` is tiny, and what rounding does to the noise shows.
-  clean(noisy, height, width, t, noise) {
-    const clean = this.network.forward(noisy, height, width, Math.fround(t / this.alphaBar.length), noise);
-    const float = Math.fround, signal = float(this.signal(t)), sigma = float(this.sigma(t));
-    for (let i = 0; i < clean.length && this.target !== "x0"; i++) {
-      let implied = clean[i];
-      if (this.target === "v") implied = float(float(signal * implied) + float(sigma * noisy[i]));
-      clean[i] = float(noisy[i] - float(sigma * implied)) / signal;
-    }
-    for (let i = 0; i < clean.length; i++) clean[i] = Math.min(1, Math.max(-1, clean[i]));
-    return clean;
-  }
-
-  // DDIM (eta 0; Song et al. 2021, eq. 12) or ancestral DDPM (eta 1) on a canvas of any size. Where `known` (one
-  // number a cell) is not 0 the pixels of `picture` stay; they are put in noised to the timestep reached, as RePaint
-  // does. `y`, `x` say where on a larger canvas this one lies. Yields after each call of the network; the image that
-  // is yielded last is finished.
-  *sample({ height, width, seed, steps, eta = 0, picture = null, known = null, jump = 5, repeats = 1, y = 0, x = 0 }) {
-    const { images } = this, timesteps = this.alphaBar.length, noise = new CounterNoise(seed, y, x);
-    const drawn = (purpose, step) => noise.normal(height, width, images, purpose, step);
-    const path = repaintPath(timestepArray(timesteps, steps), jump, repeats), visits = new Map();
-    const calls = path.filter((t, i) => path[i + 1] < t).length;
-    let image = drawn(START, 0), call = 0;
-    for (let place = 0; place + 1 < path.length; place++) {
-      const now = path[place], before = path[place + 1];
-      const address = now + timesteps * (visits.get(now) ?? 0); // a timestep visited again draws new noise
-      visits.set(now, (visits.get(now) ?? 0) + 1);
-      const signal = this.signal(before), sigma = this.sigma(before);
-      if (before > now) { // RePaint goes back: what is left of the image, and noise
-        const left = signal / this.signal(now), more = drawn(START, 1 + address);
-        image = image.map((v, i) => left * v + Math.sqrt(1 - left * left) * more[i]);
-        continue;
-      }
-      const clean = this.clean(image, height, width, now, noise);
-      const ratio = (sigma / this.sigma(now)) ** 2 * (1 - (this.signal(now) / signal) ** 2);
-      const spread = eta * Math.sqrt(Math.max(0, ratio)), drift = Math.sqrt(Math.max(0, sigma ** 2 - spread ** 2));
-      const fresh = spread > 0 ? drawn(SAMPLER, address) : null;
-      const put = known && before >= 0 ? drawn(START, 1 + address) : null;
-      image = image.map((v, i) => {
-        if (known && known[Math.floor(i / images)]) return signal * picture[i] + (put ? sigma * put[i] : 0);
-        const implied = (v - this.signal(now) * clean[i]) / this.sigma(now);
-        return signal * clean[i] + drift * implied + (fresh ? spread * fresh[i] : 0);
-      });
-      yield { image, clean, call: ++call, calls };
-    }
-  }
-}
-
-const load = (model) => (model.kind === "growing-nca" ? new GrowingNCA(model) : new Denoiser(model));
-
-// ---- In a worker --------------------------------------------------------------------------------------------------
-
-// A worker is told { load: model }, then { grow: ... } or { sample: ... }; it answers with the state after the steps
-// asked for, or with every image on the way. To stop it, terminate it.
-function serve(scope) {
-  let model = null;
-  scope.onmessage = ({ data }) => {
-    if (data.load) model = load(data.load);
-    if (data.grow) {
-      const { state, height, width, steps, seed, first } = data.grow;
-      model.run(state, height, width, steps, new CounterNoise(seed), first);
-      scope.postMessage({ state, step: first + steps }, [state.buffer]);
-    }
-    if (data.sample) for (const frame of model.sample(data.sample)) scope.postMessage(frame);
-  };
-}
-if (typeof WorkerGlobalScope === "function" && self instanceof WorkerGlobalScope) serve(self);
-
-export { CounterNoise, Denoiser, DiffNCA, GrowingNCA, halfFloats, load, philox, repaintPath, timestepArray };
+export { DiffNCA, GrowingNCA, halfFloats };

@@ -1,10 +1,12 @@
 
-// In a page without a kernel this follows demo.js in the same script: a stand-in for anywidget's model.
+// In a page without a kernel this follows a component in the same script: a stand-in for anywidget's model.
 const mount = document.getElementById("MOUNT");
 const fixed = JSON.parse(document.getElementById("MOUNT-traits").textContent);
 const nothing = () => {};
+mount.replaceChildren(); // the still picture
 const leave = render({
-  model: { get: (name) => fixed[name], set: nothing, save_changes: nothing, on: nothing, off: nothing },
+  model: { get: (name) => fixed[name], set: nothing, save_changes: nothing, on: nothing, off: nothing, send: nothing,
+    inPage: true },
   el: mount,
 });
 // A page that the browser keeps for a way back wakes up as it was; any other ends here.

@@ -1,0 +1,161 @@
+"""What is explored: a denoiser with images of its kind, its samples on the way, and charts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nca_lib.book.film import line_chart
+from nca_lib.book.panel import Control, choice
+from nca_lib.book.players import sharing_weights
+from nca_lib.diffusion import Denoiser, NoiseSchedule
+from nca_lib.noise import CounterNoise, ExpectedUpdates, FixedMasks, Noise, Purpose, firing_from
+from nca_lib.samplers import SAMPLERS, Constraint, Firing, SamplerState
+
+CURVE_POINTS = 60
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A denoiser, and images like those that it was trained on.
+
+    Args:
+        name: what a reader calls it.
+        model: a trained denoiser.
+        images: (N, C, H, W) in [-1, 1]; their size is what is sampled.
+        weights: what `nca_lib.load` calls it, for the lines of code that an explorer hands out.
+    """
+
+    name: str
+    model: Denoiser
+    images: Tensor
+    weights: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images."""
+        return cast(tuple[int, int], tuple(self.images.shape[2:]))
+
+    @property
+    def code(self) -> str:
+        """The lines that load the model."""
+        return f'import nca_lib\n\nmodel = nca_lib.load("{self.weights or "path/to/model.safetensors"}")\n'
+
+
+def shipped() -> list[Subject]:
+    """Digits, tissue and faces: the shipped models, each with sixteen images of its kind."""
+    from nca_lib import load
+    from nca_lib.data.digits import Digits
+    from nca_lib.data.faces import Faces
+    from nca_lib.data.tissue import Tissue
+
+    rng = np.random.default_rng(0)
+    faces, tissue = Faces(32, split="test"), Tissue(32, downscale=2)
+    sources: list[tuple[str, str, Tensor]] = [
+        ("digits", "digits-fourier", Digits(32, split="test").images[:16]),
+        ("tissue", "diff-nca-tissue", torch.stack([tissue.image(n, rng) for n in range(16)])),
+        ("faces", "faces-fourier-long", torch.stack([faces.image(n, rng) for n in range(16)])),
+    ]
+    return [Subject(name, cast(Denoiser, load(kind)), images, kind) for name, kind, images in sources]
+
+
+def which(subjects: tuple[Subject, ...]) -> dict[str, Control]:
+    """The control `subject`: which of the subjects, by number."""
+    named = [(subject.name, number) for number, subject in enumerate(subjects)]
+    return {"subject": choice("model", named, 0, "which trained model")}
+
+
+def states(
+    model: Denoiser,
+    size: tuple[int, int],
+    *,
+    sampler: str = "ddim",
+    steps: int = 20,
+    seed: int = 0,
+    count: int = 1,
+    firing: Firing = "fresh",
+    constraint: Constraint | None = None,
+) -> Iterator[SamplerState]:
+    """Every state on the way of [`sample`][nca_lib.samplers.sample]; a second thread may sample too.
+
+    Args:
+        model: a trained denoiser.
+        size: (height, width).
+        sampler: a name of [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        steps: denoiser calls.
+        seed: of all noise.
+        count: how many images.
+        firing: as for `sample`.
+        constraint: of an edit.
+    """
+    own, noise = sharing_weights(model), CounterNoise(seed)
+    sources: dict[str, Noise] = {
+        "fresh": noise,
+        "fixed": FixedMasks(noise),
+        "expected": ExpectedUpdates(noise),
+    }
+    start = noise.normal(torch.empty(count, model.image_channels, *size), Purpose.START, 0)
+    with firing_from(own, sources[firing]):
+        yield from SAMPLERS[sampler](own, start, steps=steps, noise=noise, constraint=constraint)
+
+
+def timestep(model: Denoiser, state: SamplerState) -> int:
+    """The timestep of the noise level of a state's image; -1 for the finished image."""
+    return round(state.time * model.schedule.timesteps) if state.time > 0 else -1
+
+
+def level_words(schedule: NoiseSchedule, t: int) -> str:
+    """A noise level in words."""
+    if t < 0:
+        return "finished"
+    signal, sigma = schedule.levels(t)
+    ratio = 2 * float(np.log(signal / sigma))
+    return f"t = {t}: signal {signal:.3f}, noise {sigma:.3f}, log-SNR {ratio:+.1f}"
+
+
+def schedule_chart(schedule: NoiseSchedule, t: int) -> dict[str, Any]:
+    """Signal and noise over the timesteps, the nearest drawn one to t marked."""
+    places = torch.linspace(0, schedule.timesteps - 1, CURVE_POINTS).round().long()
+    signal, sigma = schedule.alpha_bar[places].sqrt(), (1 - schedule.alpha_bar[places]).sqrt()
+    return line_chart(
+        places.tolist(),
+        {"signal": signal.tolist(), "noise": sigma.tolist()},
+        "timestep t",
+        int((places - max(t, 0)).abs().argmin()),
+        range=[0, 1],
+    )
+
+
+def radial_power(image: Tensor) -> list[float]:
+    """The mean power of an image's waves at each whole frequency, (C, H, W) to min(H, W) / 2 numbers.
+
+    Frequencies count periods over the shorter side; the power of white noise of variance 1 is 1.
+    """
+    _, height, width = image.shape
+    power = torch.fft.fft2(image - image.mean((1, 2), keepdim=True), norm="ortho").abs().square().mean(0)
+    shorter = min(height, width)
+    ky = torch.fft.fftfreq(height)[:, None] * shorter
+    kx = torch.fft.fftfreq(width)[None] * shorter
+    radius = (ky.square() + kx.square()).sqrt().round().long()
+    return [float(power[radius == r].mean()) for r in range(1, shorter // 2 + 1)]
+
+
+def power_chart(pictures: dict[str, Tensor]) -> dict[str, Any]:
+    """The radial power of images over frequency, logarithmic."""
+    series = {name: radial_power(image) for name, image in pictures.items()}
+    frequencies = list(range(1, len(next(iter(series.values()))) + 1))
+    return line_chart(
+        frequencies, series, "frequency (waves over the image)", range=[1e-4, 1e2], logarithmic=True
+    )
+
+
+def heat(values: Tensor, most: float | None = None) -> Tensor:
+    """Numbers (H, W) from 0 as a picture (3, H, W): pale is none, dark red `most` (or the largest)."""
+    part = (values / max(float(values.max()) if most is None else most, 1e-9)).clamp(0, 1)
+    pale, dark = torch.tensor([0.92, 0.92, 0.94]), torch.tensor([0.55, -0.85, -0.75])
+    return torch.lerp(pale[:, None, None], dark[:, None, None], part.float())
