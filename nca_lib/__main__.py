@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import tomllib
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,21 +22,17 @@ from torch import nn
 
 from nca_lib import weights
 from nca_lib.canvas import command as canvas
-from nca_lib.data.images import DataError
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import NCAError, ParallelError, UsageError
+from nca_lib.evaluation import command as evaluation
 from nca_lib.experiments import files, settings
-from nca_lib.experiments.files import ExperimentError
 from nca_lib.experiments.settings import Experiment
-from nca_lib.extras import MissingExtra
+from nca_lib.files import check_writable, write_atomically
 from nca_lib.samplers import SAMPLERS
-from nca_lib.weights import WeightsError
-
-
-class UsageError(ValueError):
-    """An argument that cannot be used."""
 
 
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    from nca_lib.experiments import checkpoints
     from nca_lib.experiments.parallel import leads, processes
     from nca_lib.experiments.training import train
 
@@ -44,10 +41,11 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         overrides["training.minutes"] = arguments.minutes
     experiment = Experiment.read(arguments.experiment, overrides)
     folder = Path(arguments.out or Path("runs") / experiment.name)
-    if (folder / "checkpoint.pt").exists() and not arguments.resume:
+    resume, anyway = arguments.resume or arguments.resume_anyway, arguments.resume_anyway
+    if checkpoints.newest(folder) and not resume:
         raise UsageError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
     with processes():
-        train(experiment, folder, resume=arguments.resume, device=arguments.device)
+        train(experiment, folder, resume=resume, resume_anyway=anyway, device=arguments.device)
         if not leads():
             return
     print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
@@ -69,30 +67,6 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
             f"{row['name']:28} {row['parameters']:10,} parameters, {row['images_seen']:9,} images: {numbers}"
         )
     print(f"{arguments.table}: {len(rows)} rows of {chosen.name}")
-
-
-def _evaluate(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    _no_more(extra)
-    from nca_lib.evaluation.evaluate import evaluate_model
-    from nca_lib.evaluation.extractors.choose import default_extractors
-
-    model = weights.load(arguments.model)
-    experiment = Experiment.from_dict(weights.record(arguments.model)["experiment"])
-    result = evaluate_model(
-        model,
-        experiment,
-        protocol=arguments.protocol,
-        count=arguments.count,
-        extractors=default_extractors(inception=arguments.inception) if arguments.inception else None,
-        sampler=arguments.sampler,
-        steps=arguments.steps,
-        seed=arguments.seed,
-        bf16=arguments.bf16,
-        folder=arguments.folder,
-        device=arguments.device,
-        progress=True,
-    )
-    print(json.dumps(result, indent=2))
 
 
 def _no_more(extra: Sequence[str]) -> None:
@@ -122,15 +96,16 @@ def _overrides(extra: Sequence[str]) -> dict[str, Any]:
 def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
     from nca_lib.data.files import check_output, sheet, write
-    from nca_lib.devices import best_device
+    from nca_lib.devices import device_of
 
     height, width = _size(arguments.size)
-    check_output(arguments.out, force=True)
-    device = torch.device(arguments.device) if arguments.device else best_device()
+    device = device_of(arguments.device)
+    check_output(arguments.out, arguments.force)
     model = weights.load(arguments.model, device)
     images = _draw(arguments, model, (height, width), device)
     columns = min(arguments.columns or 4, arguments.count)
-    write(sheet(images, columns) if arguments.count > 1 else images[0], arguments.out, force=True)
+    picture = sheet(images, columns) if arguments.count > 1 else images[0]
+    write(picture, arguments.out, force=arguments.force)
     print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
 
 
@@ -204,9 +179,9 @@ def _edit(
 ) -> torch.Tensor:
     _no_more(extra)
     from nca_lib.data import files as images
-    from nca_lib.devices import best_device
+    from nca_lib.devices import device_of
 
-    device = torch.device(arguments.device) if arguments.device else best_device()
+    device = device_of(arguments.device)
     model = weights.load(arguments.model, device)
     if not isinstance(model, Denoiser):
         raise UsageError(f"{arguments.model} is not a diffusion model, which editing needs")
@@ -226,10 +201,9 @@ def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     out = Path(arguments.out or f"{Path(arguments.model).stem}.web.json")
     if out.exists() and not arguments.force:
         raise UsageError(f"{out} exists; add --force to overwrite it, or choose another name")
-    if not out.parent.is_dir():
-        raise UsageError(f"--out: the folder {out.parent} does not exist")
+    check_writable(out)
     text = json.dumps(export(weights.load(arguments.model)), separators=(",", ":"))
-    weights.write_atomically(out, text.encode())
+    write_atomically(out, text.encode())
     print(f"{out}: {len(text) / 1000:.0f} kB")
 
 
@@ -288,6 +262,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(files.names())}")
     train.add_argument("--out", help="folder of the run (default: runs/NAME)")
     train.add_argument("--resume", action="store_true", help="go on from the folder's checkpoint")
+    train.add_argument("--resume-anyway", action="store_true", help="even with other settings (recorded)")
     train.add_argument("--minutes", type=float, help="stop by the clock, the learning rate scaled to it")
     train.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     train.set_defaults(run=_train)
@@ -307,18 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     run.set_defaults(run=_run)
 
-    evaluate = commands.add_parser("evaluate", help="compare a model's images with its data")
-    evaluate.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
-    evaluate.add_argument("--protocol", default="quick", help="reference, sound or quick (default quick)")
-    evaluate.add_argument("--count", type=_positive, help="images, instead of the protocol's number")
-    evaluate.add_argument("--inception", help="weights-inception-2015-12-05-6726825d.pth, for FID and KID")
-    evaluate.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default ddim")
-    evaluate.add_argument("--steps", type=_positive, default=50, help="denoiser calls (default 50)")
-    evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--bf16", action="store_true", help="draw in mixed precision, as run does")
-    evaluate.add_argument("--folder", help="keep what is measured here, and go on from it")
-    evaluate.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-    evaluate.set_defaults(run=_evaluate)
+    evaluation.add_arguments(commands, _positive, _overrides)
 
     sample = commands.add_parser("sample", help="draw images from a trained model")
     sample.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
@@ -330,6 +294,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--columns", type=_positive, help="images per row of the grid")
     sample.add_argument("--bf16", action="store_true", help="mixed precision: faster, slightly different")
     sample.add_argument("--out", default="samples.png", help="the picture to write (default samples.png)")
+    sample.add_argument("--force", action="store_true", help="overwrite the file")
     sample.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     sample.set_defaults(run=_sample)
 
@@ -372,8 +337,6 @@ def _add_editing(commands: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    from nca_lib.experiments.parallel import ParallelError
-
     parser = _parser()
     arguments, extra = parser.parse_known_args(argv)
     if arguments.command is None:
@@ -383,14 +346,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     try:
         arguments.run(arguments, extra)
-    except ParallelError as error:
+    except NCAError as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
-        return 1
-    except (UsageError, ExperimentError, WeightsError, DataError, MissingExtra, ValueError) as error:
-        print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, ParallelError) else 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        raise
+    except Exception:
+        traceback.print_exc()
+        print(f"nca_lib {arguments.command}: a bug; please report it with the lines above", file=sys.stderr)
+        return 1
     return 0
 
 

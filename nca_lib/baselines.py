@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nca_lib.errors import UsageError
 from nca_lib.extras import extra
 from nca_lib.noise import CounterNoise, Noise, Purpose, TorchNoise
 
@@ -47,13 +48,13 @@ class UNet(nn.Module):
 
     Raises:
         MissingExtra: diffusers is not installed.
-        ValueError: `size` is none of these.
+        UsageError: `size` is none of these.
     """
 
     def __init__(self, size: UNetSize = "M", image_channels: int = 3):
         super().__init__()
         if size not in UNET_SIZES:
-            raise ValueError(f"unknown UNet size {size!r}; choose one of {', '.join(UNET_SIZES)}")
+            raise UsageError(f"unknown UNet size {size!r}; choose one of {', '.join(UNET_SIZES)}")
         with extra("baselines"):
             from diffusers import UNet2DModel
         self.image_channels = image_channels
@@ -74,11 +75,11 @@ class UNet(nn.Module):
         """Map `noisy` (B, C, H, W) and `time` (B,) in [0, 1) to an output shaped like `noisy`.
 
         Raises:
-            ValueError: H or W does not divide by the network's downsampling factor (4; L: 8).
+            UsageError: H or W does not divide by the network's downsampling factor (4; L: 8).
         """
         height, width = noisy.shape[2:]
         if height % self.factor or width % self.factor:
-            raise ValueError(
+            raise UsageError(
                 f"the image is {height}x{width}; this UNet halves it {self.factor.bit_length() - 1} times, "
                 f"so height and width must be multiples of {self.factor}"
             )
@@ -145,7 +146,7 @@ class VNCA(nn.Module):
         hidden: width of the update net.
 
     Raises:
-        ValueError: a `size` or `image_channels` other than these; too few channels for the likelihood.
+        UsageError: a `size` or `image_channels` other than these; too few channels for the likelihood.
     """
 
     steps = 8  # after the start and after each doubling
@@ -153,14 +154,14 @@ class VNCA(nn.Module):
     def __init__(self, size: int = 64, image_channels: int = 3, *, latent: int = 256, hidden: int = 256):
         super().__init__()
         if size < 8 or size & (size - 1):
-            raise ValueError(
+            raise UsageError(
                 f"size is {size}; the image doubles from 2x2, so a power of two from 8 on is needed"
             )
         if image_channels not in (1, 3):
-            raise ValueError(f"image_channels is {image_channels}; VNCA has a likelihood for 1 and for 3")
+            raise UsageError(f"image_channels is {image_channels}; VNCA has a likelihood for 1 and for 3")
         parameters = {1: 3, 3: 10}[image_channels]
         if latent < parameters:
-            raise ValueError(
+            raise UsageError(
                 f"latent is {latent}; the likelihood reads {parameters} channels, so at least that"
             )
         self.image_channels, self.latent = image_channels, latent
@@ -279,11 +280,11 @@ class VNCA(nn.Module):
             first_sample: index of the first image: image i is the same alone and in a batch.
 
         Raises:
-            ValueError: `size` cannot be reached by doubling.
+            UsageError: `size` cannot be reached by doubling.
         """
         unit = 2**self.doublings
         if size[0] < 1 or size[1] < 1 or size[0] % unit or size[1] % unit:
-            raise ValueError(
+            raise UsageError(
                 f"size is {size[0]}x{size[1]}; the image doubles {self.doublings} times, "
                 f"so height and width must be multiples of {unit}"
             )

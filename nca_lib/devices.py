@@ -11,12 +11,35 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from nca_lib.errors import UsageError
+
 
 def best_device() -> torch.device:
     """CUDA where there is one (of several, this process's own), else MPS, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def device_of(name: str | torch.device | None) -> torch.device:
+    """The device of that name, which works; None for the best one.
+
+    Raises:
+        UsageError: there is no such device here; the message names those that there are.
+    """
+    if name is None:
+        return best_device()
+    known = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
+    known += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("images are not computed there")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {str(name)!r}: {reason:.120}; here is {', '.join(known)}") from error
+    return device
 
 
 def hardware(device: torch.device) -> str:
@@ -70,6 +93,19 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
         return
     # On a GPU the best kernels are found by trying them, a minute that sampling earns back.
     model.compile_step("max-autotune-no-cudagraphs" if device.type == "cuda" else None)  # type: ignore[operator]
+
+
+def compiler_failed(error: BaseException) -> str:
+    """What to say, in one line, of an error that is the compiler's; "" of any other."""
+    if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return ""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"compiling failed ({said:.120}); an interrupted compilation leaves broken files, so if it fails "
+        f"again, delete {cache_dir()}"
+    )
 
 
 def worth_compiling(pixels: int) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
+from nca_lib.errors import UsageError
 from nca_lib.fast import CellWeights, Net, fast_rollout, fast_step
 from nca_lib.noise import Noise, TorchNoise
 
@@ -229,7 +230,7 @@ class DiffNCA(nn.Module):
             cells ([`nca_lib.fast`][]); equal up to rounding. False for the literal computation.
 
     Raises:
-        ValueError: too few channels for image, prediction and one hidden; a probability outside (0, 1].
+        UsageError: too few channels for image, prediction and one hidden; a probability outside (0, 1].
     """
 
     def __init__(
@@ -250,12 +251,12 @@ class DiffNCA(nn.Module):
     ):
         super().__init__()
         if channels <= 2 * image_channels:
-            raise ValueError(
+            raise UsageError(
                 f"channels is {channels}; {2 * image_channels} hold image and prediction, "
                 f"so at least {2 * image_channels + 1} are needed"
             )
         if not 0 < update_probability <= 1:
-            raise ValueError(f"update_probability is {update_probability}; it must lie in (0, 1]")
+            raise UsageError(f"update_probability is {update_probability}; it must lie in (0, 1]")
         self.channels, self.steps, self.image_channels = channels, steps, image_channels
         self.update_probability, self.checkpointing = update_probability, checkpointing
         self.firing: Noise = TorchNoise()

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nca_lib.errors import UsageError
+
 Target = Literal["epsilon", "x0", "v"]
 ScheduleName = Literal["cosine", "linear", "sigmoid"]
 Weighting = Literal["uniform", "min_snr"]
@@ -103,10 +105,10 @@ def noise_schedule(name: ScheduleName = "cosine", timesteps: int = 300) -> Noise
     - `"sigmoid"`: alpha_bar a logistic curve from -3 to 3 (Jabri et al. 2023), same clipping as cosine.
 
     Raises:
-        ValueError: `name` is none of these, or `timesteps` is below 2.
+        UsageError: `name` is none of these, or `timesteps` is below 2.
     """
     if timesteps < 2:
-        raise ValueError(f"timesteps is {timesteps}; a schedule needs at least 2")
+        raise UsageError(f"timesteps is {timesteps}; a schedule needs at least 2")
     grid = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     if name == "linear":
         return NoiseSchedule(torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64))
@@ -116,7 +118,7 @@ def noise_schedule(name: ScheduleName = "cosine", timesteps: int = 300) -> Noise
         low, high = torch.tensor([-3.0, 3.0], dtype=torch.float64).sigmoid()
         curve = (high - (6 * grid - 3).sigmoid()) / (high - low)
     else:
-        raise ValueError(f"unknown schedule {name!r}; choose cosine, linear or sigmoid")
+        raise UsageError(f"unknown schedule {name!r}; choose cosine, linear or sigmoid")
     return NoiseSchedule((1 - curve[1:] / curve[:-1]).clamp(1e-4, 0.9999))
 
 

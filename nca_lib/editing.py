@@ -22,15 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nca_lib.diffusion import Denoiser, NoiseSchedule
+from nca_lib.errors import EditingError
 from nca_lib.noise import CounterNoise, Noise, Purpose, firing_from
 from nca_lib.samplers import Constraint, Sampler, ddim, ddpm, sample, timestep_array
 
 Inpainting = Literal["repaint", "published"]
 SuperResolution = Literal["ddnm", "published"]
-
-
-class EditingError(ValueError):
-    """An edit that cannot be made; the message says what would be right."""
 
 
 class KnownPixels(Constraint):
@@ -206,7 +203,7 @@ def inpaint(
         seed: of all noise.
 
     Raises:
-        EditingError: as [`KnownPixels`][]. ValueError: the denoiser does not take this size.
+        EditingError: as [`KnownPixels`][]. UsageError: the denoiser does not take this size.
     """
     known = KnownPixels(image, mask, method, jump=jump, repeats=repeats)
     return _edit(denoiser, image.shape, known, sampler, steps, seed)
@@ -241,7 +238,7 @@ def upscale(
         seed: of all noise.
 
     Raises:
-        EditingError: the factor is below 2. ValueError: the denoiser does not take the enlarged size.
+        EditingError: the factor is below 2. UsageError: the denoiser does not take the enlarged size.
     """
     constraint = LowResolution(image, factor)
     if method == "published":
@@ -275,7 +272,7 @@ def vary(
         (B, C, H, W) in [-1, 1].
 
     Raises:
-        EditingError: the strength is not within 0..1. ValueError: the denoiser does not take this size.
+        EditingError: the strength is not within 0..1. UsageError: the denoiser does not take this size.
     """
     if not 0 <= strength <= 1:
         raise EditingError(f"strength is {strength}; from 0 (the image itself) to 1 (a new one)")
@@ -308,7 +305,7 @@ def interpolate(
         steps: how many timesteps to visit; None for all.
 
     Raises:
-        EditingError: the count is below 2. ValueError: the denoiser does not take this size.
+        EditingError: the count is below 2. UsageError: the denoiser does not take this size.
     """
     if count < 2:
         raise EditingError(f"count is {count}; a walk has at least its 2 ends")

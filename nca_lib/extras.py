@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nca_lib.errors import NCAError
 
-class MissingExtra(ImportError):
+
+class MissingExtra(NCAError, ImportError):
     """A package of an extra is not installed; the message says what to install."""
 
 

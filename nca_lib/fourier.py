@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
+from nca_lib.errors import UsageError
 
 Window = Literal["quadrant", "half_plane"]
 
@@ -135,7 +136,7 @@ class FourierDiffNCA(DiffNCA):
         checkpointing: recompute activations in the backward pass.
 
     Raises:
-        ValueError: as [`DiffNCA`][]; or, when called, an image smaller than `2 * frequencies`.
+        UsageError: as [`DiffNCA`][]; or, when called, an image smaller than `2 * frequencies`.
     """
 
     def __init__(
@@ -195,7 +196,7 @@ class FourierDiffNCA(DiffNCA):
         """Refuse (ValueError) an image that is smaller than `2 * frequencies`."""
         smallest = 2 * self.frequencies
         if min(height, width) < smallest:
-            raise ValueError(
+            raise UsageError(
                 f"the image is {width}x{height} (width x height); a window of "
                 f"{self.frequencies} frequencies needs at least {smallest}x{smallest}"
             )

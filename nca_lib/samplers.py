@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nca_lib.diffusion import Denoiser, NoiseSchedule
+from nca_lib.errors import UsageError
 from nca_lib.noise import CounterNoise, ExpectedUpdates, FixedMasks, Noise, Purpose, TorchNoise, firing_from
 
 Firing = Literal["fresh", "fixed", "expected"]
@@ -92,11 +93,11 @@ def timestep_array(timesteps: int, steps: int | None = None) -> list[int]:
     """The timesteps to visit, descending from T-1 to 0, evenly spaced, followed by -1 (clean).
 
     Raises:
-        ValueError: `steps` is not within 1..T.
+        UsageError: `steps` is not within 1..T.
     """
     steps = timesteps if steps is None else steps
     if not 1 <= steps <= timesteps:
-        raise ValueError(f"steps is {steps}; the schedule has {timesteps} timesteps, so 1 to {timesteps}")
+        raise UsageError(f"steps is {steps}; the schedule has {timesteps} timesteps, so 1 to {timesteps}")
     visited = torch.linspace(timesteps - 1, 0, steps, dtype=torch.float64).round().long()
     return [*visited.tolist(), -1]
 
@@ -110,7 +111,7 @@ def log_snr_array(schedule: NoiseSchedule, steps: int | None = None) -> list[int
     later ones move on.
 
     Raises:
-        ValueError: `steps` is not within 1..T.
+        UsageError: `steps` is not within 1..T.
     """
     timesteps, last = schedule.timesteps, schedule.timesteps - 1
     steps = len(timestep_array(timesteps, steps)) - 1
@@ -229,7 +230,7 @@ def ddpm(
             which yields two states a step, the second.)
 
     Raises:
-        ValueError: `steps` is not within 1..T.
+        UsageError: `steps` is not within 1..T.
     """
     visited = timestep_array(denoiser.schedule.timesteps, steps)
     reversal = _Reversal(denoiser, start, visited, noise, clip, constraint, after)
@@ -369,11 +370,11 @@ def sample(
             `"expected"` update ([`ExpectedUpdates`][]).
 
     Raises:
-        ValueError: `steps` is not within 1..T; or a model that draws no images.
+        UsageError: `steps` is not within 1..T; or a model that draws no images.
     """
     if not isinstance(model, Denoiser):
         if not hasattr(model, "sample"):
-            raise ValueError(f"a {type(model).__name__} draws no images; a denoiser or a VNCA does")
+            raise UsageError(f"a {type(model).__name__} draws no images; a denoiser or a VNCA does")
         draw: Any = model.sample
         return draw(size, count=count, seed=seed, first_sample=first_sample)
     noise = CounterNoise(seed, first_sample)

@@ -1,4 +1,4 @@
-"""Trained weights: safetensors beside a JSON record of how they came about.
+"""Trained weights: safetensors files that hold a record of how they came about.
 
 `load("diff-nca-tissue")` reads what ships with the library; `load("runs/mine/model.safetensors")` reads what
 you trained. No pickle is ever loaded, except another implementation's checkpoint, through
@@ -9,70 +9,76 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nca_lib.diff_nca import DiffNCA
+from nca_lib.errors import WeightsError
 from nca_lib.experiments.settings import Experiment
+from nca_lib.files import write_atomically
 from nca_lib.fourier import FourierDiffNCA
 
 
-class WeightsError(ValueError):
-    """Weights that are not there, damaged, or of another model; the message says which."""
-
-
 def save(model: nn.Module, path: str | Path, record: Mapping[str, Any]) -> None:
-    """Write `path` (.safetensors) and the record beside it (.json), each atomically.
+    """Write `path` (.safetensors) with the record in it, atomically; and a copy of the record beside it.
 
-    `record` must hold the `experiment` (as a dict); sha256, parameter count and library version are added.
+    How long the training took is in the copy only: equal trainings write equal files.
+
+    `record` must hold the `experiment` (as a dict); a hash of the tensors, the parameter count and the
+    library's version are added.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
     from nca_lib import __version__
 
-    blob = to_safetensors({name: value.contiguous() for name, value in model.state_dict().items()})
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     full = {
         **record,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "sha256": hashlib.sha256(blob).hexdigest(),
+        "tensors_sha256": digest(tensors),
         "library_version": __version__,
     }
-    path = Path(path)
+    path, within = Path(path), {key: value for key, value in full.items() if key != "training_seconds"}
+    blob = to_safetensors(tensors, metadata={"record": json.dumps(within, indent=2)})
     write_atomically(path, blob)
-    write_atomically(path.with_suffix(".json"), json.dumps(full, indent=2).encode() + b"\n")
+    copy = full | {"sha256": hashlib.sha256(blob).hexdigest()}
+    write_atomically(path.with_suffix(".json"), json.dumps(copy, indent=2).encode() + b"\n")
 
 
-def write_atomically(path: Path, blob: bytes) -> None:
-    """Write a file so that a crash leaves either the old one or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(blob)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors' names and values, in the order of their names."""
+    found = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def record(name: str | Path) -> dict[str, Any]:
-    """The record of shipped weights, or of a .safetensors file.
+    """The record of shipped weights, or of a .safetensors file, with the file's `sha256`.
 
     Raises:
-        WeightsError: there are no such weights, or no record beside them.
+        WeightsError: there are no such weights, or no record of them.
     """
-    path = _locate(name).with_suffix(".json")
-    if not path.is_file():
-        raise WeightsError(f"{path} is missing; weights are read together with their record")
-    return json.loads(path.read_text())
+    return _read(name)[1]
 
 
 def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """Load a trained model, ready to use, by shipped name or from a .safetensors file.
+
+    Nothing in the file is trusted: its tensors must be finite, and those of the model that its record
+    describes; no payload is executed, nothing is downloaded.
 
     Returns:
         A [`Denoiser`][nca_lib.diffusion.Denoiser] or a [`GrowingNCA`][nca_lib.automaton.GrowingNCA], in
@@ -81,15 +87,91 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     Raises:
         WeightsError: no such weights, or the file is not the one that its record describes.
     """
-    described = record(name)
-    blob = _locate(name).read_bytes()
-    if hashlib.sha256(blob).hexdigest() != described["sha256"]:
+    blob, described = _read(name)
+    try:
+        tensors = parse_safetensors(blob)
+    except SafetensorError as error:
+        raise WeightsError(f"{name}: not a safetensors file, or damaged ({error})") from error
+    if "tensors_sha256" in described:
+        same = described["tensors_sha256"] == digest(tensors)
+    else:  # of a pair of files, as they were written before
+        same = described.get("sha256") == hashlib.sha256(blob).hexdigest()
+    if not same:
         raise WeightsError(
             f"{name}: the file's sha256 differs from its record's; it is damaged or was replaced"
         )
-    model = Experiment.from_dict(described["experiment"]).build_model()
-    model.load_state_dict(parse_safetensors(blob))
+    try:
+        with _AtMost(max((value.numel() for value in tensors.values()), default=0)):
+            model = Experiment.from_dict(described["experiment"]).build_model()
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise WeightsError(f"{name}: its record describes no model that can be built: {error}") from error
+    _check_tensors(name, tensors, model.state_dict())
+    model.load_state_dict(tensors)
     return model.to(device).eval().requires_grad_(False)
+
+
+class _AtMost(TorchFunctionMode):
+    """Refuses layers with more than `values` weights each, before memory is taken for them."""
+
+    def __init__(self, values: int):
+        super().__init__()
+        self.values = values
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is torch.empty:  # by which every layer makes its weights
+            size = args if isinstance(args[0], int) else args[0]
+            if math.prod(size) > self.values:
+                raise WeightsError(
+                    f"a layer of {math.prod(size):,} weights; the file's largest has {self.values:,}"
+                )
+        return function(*args, **(kwargs or {}))
+
+
+def _check_tensors(name: str | Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    for key in sorted(tensors.keys() | wanted.keys()):
+        if key not in tensors or key not in wanted:
+            problem = "is missing" if key in wanted else "is none of the model that its record describes"
+            raise WeightsError(f"{name}: the tensor {key!r} {problem}")
+        found, expected = (f"{x.dtype} {tuple(x.shape)}" for x in (tensors[key], wanted[key]))
+        if found != expected:
+            raise WeightsError(f"{name}: the tensor {key!r} is {found} instead of {expected}")
+        if not tensors[key].isfinite().all():
+            raise WeightsError(f"{name}: the tensor {key!r} holds values that are not finite")
+
+
+def _read(name: str | Path) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a file of weights, and its record: the one within it, else the one beside it."""
+    path = _locate(name)
+    blob = path.read_bytes()
+    # A safetensors file begins with the length of its header, 8 bytes, and its header, JSON.
+    metadata = _json(blob[8 : 8 + int.from_bytes(blob[:8], "little")], path).get("__metadata__", {})
+    beside = path.with_suffix(".json")
+    if isinstance(metadata, dict) and "record" in metadata:
+        described = _json(metadata["record"], path)
+        described |= {"sha256": hashlib.sha256(blob).hexdigest(), "training_seconds": None}
+        with suppress(OSError, WeightsError):
+            copy = _json(beside.read_bytes(), beside)
+            if copy.get("sha256") == described["sha256"]:
+                described["training_seconds"] = copy.get("training_seconds")
+    elif beside.is_file():
+        described = _json(beside.read_bytes(), beside)
+    else:
+        raise WeightsError(f"{beside} is missing, and {path} holds no record of itself")
+    if not isinstance(described.get("experiment"), dict):
+        raise WeightsError(f"{path}: the record has no 'experiment', which says what to build")
+    return blob, described
+
+
+def _json(text: str | bytes, path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise WeightsError(f"{path}: damaged; its record is not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: damaged; its record is a {type(found).__name__}, not an object")
+    return found
 
 
 def names() -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from nca_lib import weights
 from nca_lib.__main__ import main
+from nca_lib.experiments.settings import Experiment
 
 TINY = ["--model.width", "16", "--training.steps", "4", "--training.batch", "4", "--training.save_every=2"]
 
@@ -36,7 +37,9 @@ def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> No
     arguments = ["sample", "diff-nca-tissue", "--size", "24x16", "--steps", "2", "--out", str(out)]
     assert main(arguments) == 0
     assert Image.open(out).size == (24, 16)
-    assert main([*arguments, "--count", "3", "--columns", "3"]) == 0
+    assert main([*arguments, "--count", "3", "--columns", "3"]) == 2  # it exists
+    assert Image.open(out).size == (24, 16)
+    assert main([*arguments, "--count", "3", "--columns", "3", "--force"]) == 0
     assert Image.open(out).size == (3 * 24 + 4 * 2, 16 + 2 * 2)
 
 
@@ -51,6 +54,11 @@ def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> No
             ["sample", "digits-mlp", "--size", "8x8", "--out", "no/such/folder/x.png"],
             ["no/such/folder", "does not exist"],
         ),
+        (["sample", "digits-mlp", "--size", "8x8", "--out", "x.txt"], [".txt", ".png"]),
+        (["sample", "digits-mlp", "--size", "8x8", "--out", "x.psd"], ["x.psd", ".png"]),
+        (["sample", "digits-mlp", "--size", "8x8", "--device", "cuda:99"], ["cuda:99", "cpu"]),
+        (["sample", "digits-mlp", "--size", "8x8", "--device", "meta"], ["meta", "cpu"]),
+        (["sample", "digits-mlp", "--size", "8x8", "--device", "toaster"], ["toaster", "cpu"]),
         (["sample", "growing-grow"], ["GrowingNCA", "draws no images"]),
         (["sample", "digits-mlp", "--colour", "red"], ["--colour"]),
         (["train", "nonsense"], ["nonsense", "diff-nca-tissue"]),
@@ -241,3 +249,31 @@ def test_importing_the_library_loads_nothing_that_takes_seconds() -> None:
     heavy = ("torchvision", "sklearn", "skimage", "matplotlib", "diffusers", "torch._dynamo", "IPython")
     code = f"import sys, nca_lib; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_strangers_record_opens_no_folder_and_downloads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = Experiment.read("digits-mlp").to_dict()
+    experiment["data"] = {"kind": "celeba", "root": "theirs", "download": True, "size": 8}
+    weights.save(weights.load("digits-mlp"), "stranger.safetensors", {"experiment": experiment})
+    before = sorted(tmp_path.iterdir())
+    assert main(["evaluate", "stranger.safetensors", "--device", "cpu"]) == 2
+    assert "--data.root FOLDER" in capsys.readouterr().err
+    assert main(["evaluate", "stranger.safetensors", "--device", "cpu", "--data.root", "mine"]) == 2
+    assert "mine" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_bug_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> list[str]:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("nca_lib.__main__._size", lambda text: broken())
+    assert main(["sample", "digits-mlp"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "please report it" in said

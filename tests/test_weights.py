@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 import nca_lib
@@ -83,9 +84,21 @@ def test_the_record_describes_the_file(tmp_path: Path) -> None:
     record = weights.record(path)
     assert record["seed"] == 3
     assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert record["tensors_sha256"] == weights.digest(model.state_dict())
     assert record["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert json.loads(path.with_suffix(".json").read_text()) | {"training_seconds": None} == record
     assert record["library_version"] == nca_lib.__version__
     assert Experiment.from_dict(record["experiment"]) == TINY
+
+
+def test_equal_trainings_write_equal_files_however_long_they_take(tmp_path: Path) -> None:
+    model, paths = TINY.build_model(), [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for seconds, path in enumerate(paths):
+        weights.save(model, path, {"experiment": TINY.to_dict(), "training_seconds": seconds})
+        assert weights.record(path)["training_seconds"] == seconds
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    paths[1].with_suffix(".json").unlink()
+    assert weights.record(paths[1])["training_seconds"] is None
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -98,11 +111,86 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         weights.load(path)
 
 
-def test_weights_without_their_record_are_refused(tmp_path: Path) -> None:
+def test_weights_are_one_file_that_holds_its_record(tmp_path: Path) -> None:
     path = tmp_path / "tiny.safetensors"
-    weights.save(TINY.build_model(), path, {"experiment": TINY.to_dict()})
+    weights.save(TINY.build_model(), path, {"experiment": TINY.to_dict(), "seed": 3})
     path.with_suffix(".json").unlink()
-    with pytest.raises(WeightsError, match=r"tiny\.json is missing"):
+    weights.load(path)
+    assert weights.record(path)["seed"] == 3
+
+
+def test_a_pair_of_files_as_written_before_loads_and_needs_both(tmp_path: Path) -> None:
+    path, model = tmp_path / "old.safetensors", TINY.build_model()
+    blob = to_safetensors(model.state_dict())
+    path.write_bytes(blob)
+    record = {"experiment": TINY.to_dict(), "sha256": hashlib.sha256(blob).hexdigest()}
+    with pytest.raises(WeightsError, match=r"old\.json is missing"):
+        weights.load(path)
+    path.with_suffix(".json").write_text(json.dumps(record))
+    assert weights.digest(weights.load(path).state_dict()) == weights.digest(model.state_dict())
+
+
+def hostile(path: Path, tensors: dict[str, Tensor], record: object) -> None:
+    if isinstance(record, dict):
+        record = {"tensors_sha256": weights.digest(tensors)} | record
+    text = record if isinstance(record, str) else json.dumps(record)
+    path.write_bytes(to_safetensors(tensors, metadata={"record": text}))
+
+
+def changed(**model: object) -> dict[str, object]:
+    return {"experiment": TINY.to_dict() | {"model": dict(TINY.model) | model}}
+
+
+GOOD = {"experiment": TINY.to_dict()}
+RECORDS = {
+    "not JSON": ("{", "not JSON"),
+    "nested deep": ("[" * 100_000 + "]" * 100_000, "not JSON"),
+    "a list": ([1], "a list, not an object"),
+    "empty": ({}, "no 'experiment'"),
+    "another hash": (GOOD | {"tensors_sha256": "0"}, "sha256 differs"),
+    "a hash of no text": (GOOD | {"tensors_sha256": {}}, "sha256 differs"),
+    "no name": ({"experiment": {}}, "name: missing"),
+    "unknown kind": (changed(kind="virus"), "model.kind: 'virus' is unknown"),
+    "a billion channels": (changed(channels=10**9), "no model that can be built"),
+    "some thousand channels": (changed(channels=3000), "a layer of .* weights"),
+    "no such size": (changed(channels=3), "channels is 3"),
+    "more layers": (changed(hidden=8), "'network.cell.modulate_hidden"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_a_hostile_record_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
+    record, message = RECORDS[case]
+    path = tmp_path / "stranger.safetensors"
+    hostile(path, TINY.build_model().state_dict(), record)
+    with pytest.raises(WeightsError, match=message) as caught:
+        weights.load(path)
+    assert "stranger.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_hostile_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    path, whole = tmp_path / "stranger.safetensors", TINY.build_model().state_dict()
+    bias = "network.cell.narrow.bias"
+    tensors = {
+        f"{bias}' is missing": {key: value for key, value in whole.items() if key != bias},
+        "'extra' is none of the model": whole | {"extra": torch.zeros(1)},
+        f"{bias}' is torch.float64": whole | {bias: whole[bias].double()},
+        f"{bias}' is torch.float32 .4,. instead of": whole | {bias: whole[bias][:4]},
+        f"{bias}' holds values that are not finite": whole | {bias: whole[bias] * float("nan")},
+    }
+    for message, given in tensors.items():
+        hostile(path, given, GOOD)
+        with pytest.raises(WeightsError, match=message):
+            weights.load(path)
+
+
+@pytest.mark.parametrize("blob", [b"", b"x", b"\xff" * 8, (2**43).to_bytes(8, "little") + b"{}", b"\0" * 100])
+def test_a_file_that_is_no_safetensors_is_refused(blob: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "stranger.safetensors"
+    path.write_bytes(blob)
+    path.with_suffix(".json").write_text(json.dumps(GOOD | {"sha256": hashlib.sha256(blob).hexdigest()}))
+    with pytest.raises(WeightsError, match=r"stranger\.safetensors.*damaged"):
         weights.load(path)
 
 
@@ -122,11 +210,3 @@ def test_shipped_weights_load_and_their_records_are_complete(name: str) -> None:
     assert expected | {"training_loss", "held_out_loss", "sha256", "library_version"} <= record.keys()
     assert record["experiment"]["name"] == name
     assert record["images_seen"] > 0
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    weights.write_atomically(path, json.dumps({"version": 1}).encode())
-    with pytest.raises(TypeError):
-        weights.write_atomically(path, "not bytes")  # type: ignore[arg-type]
-    assert json.loads(path.read_text()) == {"version": 1}

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from nca_lib.errors import UsageError
 from nca_lib.extras import extra
 
 with extra("book"):
@@ -107,10 +108,10 @@ def spectrum_painter(image: Tensor, frequencies: int = 16) -> Demo | HTML:
         frequencies: how many per axis are shown, 0 included.
 
     Raises:
-        ValueError: an image smaller than `2 * frequencies`.
+        UsageError: an image smaller than `2 * frequencies`.
     """
     if min(image.shape[1:]) < 2 * frequencies:
-        raise ValueError(
+        raise UsageError(
             f"the image is {image.shape[2]}x{image.shape[1]} (width x height); {frequencies} frequencies "
             f"need at least {2 * frequencies}x{2 * frequencies}"
         )
@@ -134,11 +135,11 @@ def results_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
         rows: of the results table that `python -m nca_lib run` writes.
 
     Raises:
-        ValueError: no row has a metric.
+        UsageError: no row has a metric.
     """
     metrics = list(dict.fromkeys(name for row in rows for name in measurements(row["metrics"])))
     if not metrics:
-        raise ValueError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")
+        raise UsageError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")
     points = [
         {
             "name": row["name"],

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from nca_lib.automaton import FixedPerception, GrowingNCA, rollout
 from nca_lib.diff_nca import CellNorm, DiffNCA
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import ExportError
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import ddim, sample
 
@@ -25,10 +26,6 @@ GROWING_STEPS = 50
 GROWING_SIZE = 24
 EVERY = 7  # of the growing automaton's final state, every seventh number is kept
 DIFFUSION_SIZE = (12, 16)
-
-
-class ExportError(ValueError):
-    """A model that the browser cannot run; the message says which setting stands against it."""
 
 
 def export(model: nn.Module, steps: int = 20) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from nca_lib.book.players import sharing_weights
 from nca_lib.book.subjects import Subject, heat, level_words, which
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, clean_of
+from nca_lib.errors import UsageError
 from nca_lib.extras import extra
 from nca_lib.fourier import FourierDiffNCA, image_of_window
 from nca_lib.noise import CounterNoise, Purpose, firing_from
@@ -120,7 +121,7 @@ def call_states(
 def _network(model: Denoiser) -> DiffNCA:
     network: Any = model.network
     if not isinstance(network, DiffNCA):
-        raise ValueError(f"a {type(network).__name__} has no steps to look at; DiffNCA and FourierDiffNCA do")
+        raise UsageError(f"a {type(network).__name__} has no steps to look at; DiffNCA and FourierDiffNCA do")
     return network
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from nca_lib.book.figures import to_uint8
+from nca_lib.errors import UsageError
 from nca_lib.extras import extra
 from nca_lib.fourier import Window, image_of_window, spectrum_window
 
@@ -53,7 +54,7 @@ class Brush(anywidget.AnyWidget):
         label: says to those who cannot see it what is painted on.
 
     Raises:
-        ValueError: a mask of another size is set.
+        UsageError: a mask of another size is set.
     """
 
     _esm = Path(__file__).parent / "web" / "brush.js"
@@ -104,7 +105,7 @@ class Brush(anywidget.AnyWidget):
     @traitlets.validate("mask")
     def _check_mask(self, proposal: dict[str, Any]) -> bytes:
         if len(proposal["value"]) != self.height * self.width:
-            raise ValueError(
+            raise UsageError(
                 f"the mask has {len(proposal['value'])} bytes; {self.height} rows of {self.width} cells need "
                 f"{self.height * self.width}"
             )

@@ -15,8 +15,10 @@ from typing import Any
 from nca_lib import weights
 from nca_lib.canvas import formats, outofcore
 from nca_lib.canvas.outofcore import Canvas, Plan
-from nca_lib.canvas.tiles import CanvasError, sample_region
-from nca_lib.devices import best_device, worth_compiling
+from nca_lib.canvas.tiles import sample_region
+from nca_lib.devices import device_of, worth_compiling
+from nca_lib.errors import CanvasError
+from nca_lib.files import writing
 from nca_lib.samplers import SAMPLERS
 
 
@@ -64,7 +66,7 @@ def _canvas(arguments: argparse.Namespace, extra: list[str]) -> None:
     if out.exists() and not arguments.force:
         raise CanvasError(f"{out} exists; add --force to overwrite it, or choose another name")
     if arguments.region:
-        device = arguments.device or best_device()
+        device = device_of(arguments.device)
         image = sample_region(
             weights.load(arguments.model, device),  # type: ignore[arg-type]
             y,
@@ -147,6 +149,14 @@ def _progress() -> outofcore.Progress:
 def _write(arguments: argparse.Namespace, out: Path, picture: formats.Picture) -> None:
     """Write the file beside its place first, so that none that is half written looks finished."""
     partial = out.with_name(f"{out.stem}.partial{out.suffix}")
+    with writing(out):
+        _write_beside(arguments, out, partial, picture)
+        if out.is_dir():
+            shutil.rmtree(out)
+        partial.replace(out)
+
+
+def _write_beside(arguments: argparse.Namespace, out: Path, partial: Path, picture: formats.Picture) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     if out.suffix == ".png":
         formats.write_png(partial, picture)
@@ -158,6 +168,3 @@ def _write(arguments: argparse.Namespace, out: Path, picture: formats.Picture) -
         levels = formats.write_pyramid(pyramid, picture)
         formats.write_tiff(partial, levels, mpp=arguments.mpp, compression=arguments.compression)
         shutil.rmtree(pyramid)
-    if out.is_dir():
-        shutil.rmtree(out)
-    partial.replace(out)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nca_lib.canvas.outofcore import Canvas
-from nca_lib.canvas.tiles import CanvasError
+from nca_lib.errors import CanvasError
 from nca_lib.extras import extra
 
 TILE = 256  # of the files, pixels

@@ -27,11 +27,13 @@ import torch
 from torch import Tensor
 
 from nca_lib import weights
-from nca_lib.canvas.tiles import SMALLEST, CanvasError, Span, local_network, spans_of
-from nca_lib.devices import best_device, compile_step
+from nca_lib.canvas.tiles import SMALLEST, Span, local_network, spans_of
+from nca_lib.devices import compile_step, device_of
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import CanvasError
 from nca_lib.extras import extra
+from nca_lib.files import write_atomically
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import SAMPLERS, SamplerState
@@ -101,7 +103,7 @@ class Canvas:
         """The denoiser."""
         if weights.record(self.plan.model)["sha256"] != self.sha256:
             raise CanvasError(f"{self.plan.model} is not the model that {self.folder} was begun with")
-        device = torch.device(self.plan.device) if self.plan.device else best_device()
+        device = device_of(self.plan.device)
         model = cast(Denoiser, weights.load(self.plan.model, device))
         if self.plan.compiled:
             compile_step(model, device)
@@ -206,8 +208,7 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
         spare: bytes that will be needed beside it, for what is made of it.
 
     Raises:
-        CanvasError: the model is no local automaton, or the disk is too small. ValueError: `steps` is not
-            within 1..T.
+        CanvasError: the model is no local automaton, the disk is too small, or `steps` not within 1..T.
     """
     with extra("canvas"):
         import zarr
@@ -219,7 +220,7 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
         raise CanvasError("a FourierDiffNCA hears its whole canvas at each call; it samples in memory only")
     timesteps = cast(Denoiser, model).schedule.timesteps
     if not 1 <= plan.steps <= timesteps:
-        raise ValueError(
+        raise CanvasError(
             f"steps is {plan.steps}; the schedule has {timesteps} timesteps, so 1 to {timesteps}"
         )
     names = ["image", "clean"] if plan.sampler == "dpm_solver" else ["image"]
@@ -238,7 +239,7 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
     grid = (math.ceil(plan.height / plan.tile), math.ceil(plan.width / plan.tile))
     group.create_array("clock", shape=grid, chunks=(1, 1), dtype="int32", compressors=None)
     described = {**asdict(plan), "sha256": weights.record(plan.model)["sha256"]}
-    weights.write_atomically(folder / "plan.json", json.dumps(described, indent=2).encode() + b"\n")
+    write_atomically(folder / "plan.json", json.dumps(described, indent=2).encode() + b"\n")
     return Canvas(folder)
 
 

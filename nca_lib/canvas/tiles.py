@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import CanvasError
 from nca_lib.fourier import FourierDiffNCA, part_of_window, window_sums
 from nca_lib.noise import CounterNoise, Noise, Purpose, firing_from
 from nca_lib.samplers import Sampler, ddim
@@ -28,10 +29,6 @@ from nca_lib.samplers import Sampler, ddim
 SMALLEST = 20_480
 """Numbers in a window. On the CPU PyTorch convolves a float32 input of up to so many by another routine,
 whose sums run in another order: windows that are cut from more hold more."""
-
-
-class CanvasError(ValueError):
-    """A canvas that cannot be made; the message says what would be right."""
 
 
 class Span(NamedTuple):

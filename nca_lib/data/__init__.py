@@ -5,9 +5,10 @@ from nca_lib.data.celeba import CelebA
 from nca_lib.data.digits import Digits
 from nca_lib.data.faces import Faces
 from nca_lib.data.folder import Folder
-from nca_lib.data.images import DataError, Images, Split, Stream, random_crop, to_float
+from nca_lib.data.images import Images, Split, Stream, random_crop, to_float
 from nca_lib.data.slides import Slides
 from nca_lib.data.tissue import Tissue
+from nca_lib.errors import DataError
 
 __all__ = [
     "BCSS",

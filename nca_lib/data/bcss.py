@@ -10,16 +10,8 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from nca_lib.data.images import (
-    DataError,
-    Orientations,
-    Split,
-    listing_hash,
-    open_rgb,
-    quiet_open,
-    random_crop,
-    to_float,
-)
+from nca_lib.data.images import Orientations, Split, listing_hash, open_rgb, quiet_open, random_crop, to_float
+from nca_lib.errors import DataError
 
 
 class BCSS:

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nca_lib.data.images import DataError, Split, listing_hash, open_rgb, to_float
+from nca_lib.data.images import Split, listing_hash, open_rgb, to_float
+from nca_lib.errors import DataError
 from nca_lib.extras import extra
 
 _FOLDER, _ARCHIVE, _PARTITION = "img_align_celeba", "img_align_celeba.zip", "list_eval_partition.txt"

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from nca_lib.data.images import DataError, to_float
+from nca_lib.data.images import to_float
+from nca_lib.errors import DataError
+from nca_lib.files import check_writable, write_atomically
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def write(image: Tensor, path: str | Path, like: Original | None = None, force: 
         DataError: the file exists and `force` is off, or the format is unknown or cannot hold the image.
     """
     path = Path(path)
-    check_output(path, force)
+    check_output(path, force, like)
     mode = like.mode if like else "RGB" if len(image) == 3 else "L"
     values = image.detach().cpu().float().clamp(-1, 1) / 2 + 0.5
     if mode != "RGB" and len(image) == 3:
@@ -112,12 +114,16 @@ def write(image: Tensor, path: str | Path, like: Original | None = None, force: 
         picture = Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels.repeat(3 // len(image), axis=2))
     if like and like.alpha:
         picture.putalpha(like.alpha.resize(picture.size, Image.Resampling.BILINEAR))
+    write_atomically(path, _encoded(picture, path))
+
+
+def _encoded(picture: Image.Image, path: Path) -> bytes:
     file = io.BytesIO()
     try:
         picture.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be written ({error}); .png holds every kind of image") from error
-    path.write_bytes(file.getvalue())
+    return file.getvalue()
 
 
 def sheet(images: Tensor, columns: int, padding: int = 2) -> Tensor:
@@ -129,19 +135,24 @@ def sheet(images: Tensor, columns: int, padding: int = 2) -> Tensor:
     return F.pad(whole, (0, padding, 0, padding), value=-1)
 
 
-def check_output(path: str | Path, force: bool = False) -> None:
+def check_output(path: str | Path, force: bool = False, like: Original | None = None) -> None:
     """Refuse, before anything is computed, an output that could not be written.
 
     Raises:
-        DataError: the file exists and `force` is off, its folder does not exist, or its suffix is unknown.
+        DataError: the file exists and `force` is off, or its format is unknown or cannot hold such an image.
+        OutputError: its folder does not exist, or the file cannot be written there.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: the folder {path.parent} does not exist")
+    check_writable(path)
     if path.suffix.lower() not in Image.registered_extensions():
         raise DataError(f"{path}: {path.suffix or 'no suffix'} is no known image format; try .png")
     if path.exists() and not force:
         raise DataError(f"{path} exists; add --force to overwrite it, or choose another name")
+    mode = like.mode if like else "RGB"
+    sample = Image.new(mode, (8, 8))
+    if like and like.alpha:
+        sample.putalpha(255)
+    _encoded(sample, path)  # formats that are read only, or without opacity, show it here
 
 
 def edit(
@@ -164,14 +175,16 @@ def edit(
     Raises:
         DataError: a file cannot be read, or not be written.
     """
-    check_output(out, force)
     image, original = read(source)
+    check_output(out, force, original)
     result = change(image[None] if channels == 3 else image.mean(0)[None, None])
     write(result[0], out, original, force)
     return result
 
 
 def _open(path: Path) -> Image.Image:
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: unreadable (is no file)")  # a pipe would be waited for
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)

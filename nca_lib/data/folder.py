@@ -9,10 +9,11 @@ from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from nca_lib.data.images import DataError, Orientations, Split, random_crop, to_float
+from nca_lib.data.images import Orientations, Split, random_crop, to_float
+from nca_lib.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
@@ -65,12 +66,19 @@ class Folder:
         self.files = files
 
     def _problem(self, file: Path) -> str | None:
+        if not file.is_file():
+            return "is no file"  # a pipe would be waited for
         try:
             with Image.open(file) as image:
                 width, height = image.size
                 if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
                     width, height = height, width
-        except (UnidentifiedImageError, OSError) as error:
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+        ) as error:
             return f"unreadable ({type(error).__name__})"
         usable = width // self.downscale
         if self.in_space:

@@ -20,12 +20,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nca_lib.errors import DataError
+
 Split = Literal["train", "test"]
 Orientations = Literal[1, 2, 8]
-
-
-class DataError(ValueError):
-    """The images cannot be used; the message names each file and what is wrong with it."""
 
 
 class Images(Protocol):

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from nca_lib.data.images import DataError, Orientations, Split, listing_hash, to_float, turned
+from nca_lib.data.images import Orientations, Split, listing_hash, to_float, turned
+from nca_lib.errors import DataError
 from nca_lib.extras import extra
 
 _SUFFIXES = {".svs", ".tif", ".tiff", ".ndpi", ".scn", ".mrxs", ".vms", ".bif", ".svslide"}

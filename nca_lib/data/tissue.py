@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nca_lib.data.images import DataError, Split, hash_of, to_float, turned
+from nca_lib.data.images import Split, hash_of, to_float, turned
+from nca_lib.errors import DataError
 from nca_lib.extras import extra
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nca_lib.data.faces import EYE_X, EYE_Y, MOUTH_Y
+from nca_lib.errors import UsageError
 
 SIZE = 32
 
@@ -56,11 +57,11 @@ def coherence(images: Tensor) -> dict[str, Tensor]:
         For each rule, (B,) of bool, on the device of the images; they are measured on the CPU.
 
     Raises:
-        ValueError: the images have another shape.
+        UsageError: the images have another shape.
     """
     if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < SIZE:
         shape = "x".join(map(str, images.shape))
-        raise ValueError(f"images are {shape}; coherence reads (B, 3, H, W) with H and W at least {SIZE}")
+        raise UsageError(f"images are {shape}; coherence reads (B, 3, H, W) with H and W at least {SIZE}")
     found = _measure(images.cpu())
     eyes_there = found.eye_contrast > _EYE_CONTRAST
     lit_sides = torch.stack([found.face_light, found.across, found.crown_light, found.side_light]).sign()

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nca_lib.errors import UsageError
+
 ORIENTATIONS = 8
 RESAMPLES, TAIL = 1000, 0.05
 
@@ -89,7 +91,7 @@ def nearest_patches(patches: Tensor, photo: Tensor, allowed: Tensor | None = Non
         allowed: which of its patches are, by top left corner, (H - S + 1, W - S + 1) of bool; by default all.
 
     Raises:
-        ValueError: there is a patch of which all others that are allowed overlap.
+        UsageError: there is a patch of which all others that are allowed overlap.
     """
     size = patches.shape[-1]
     every = (
@@ -110,7 +112,7 @@ def nearest_patches(patches: Tensor, photo: Tensor, allowed: Tensor | None = Non
     for row, corner in zip(squares, first, strict=True):
         row[((places - corner).abs() < size).all(1)] = torch.inf
     if squares.isinf().all(1).any():
-        raise ValueError(f"the photograph has no two patches of {size}x{size} that do not overlap")
+        raise UsageError(f"the photograph has no two patches of {size}x{size} that do not overlap")
     second = places[squares.argmin(1)]
     nearest = every[*first.T]
     distance, orientation = _distance(turned, nearest).min(0)

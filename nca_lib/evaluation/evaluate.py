@@ -29,19 +29,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nca_lib.data.images import Images, Split
-from nca_lib.devices import best_device
+from nca_lib.devices import device_of
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import EvaluationError
 from nca_lib.evaluation.extractors.choose import default_extractors
 from nca_lib.evaluation.extractors.extractor import Extractor
 from nca_lib.evaluation.judges import DigitJudge, FaceJudge, Judge
 from nca_lib.evaluation.metrics import KID_SUBSETS, NEIGHBOURS, Comparison, Measure
 from nca_lib.experiments.settings import Experiment
+from nca_lib.files import write_atomically
 from nca_lib.samplers import SAMPLERS, sample
-from nca_lib.weights import write_atomically
-
-
-class EvaluationError(ValueError):
-    """An evaluation that would mean nothing; the message says what is too few and how many would do."""
+from nca_lib.weights import digest
 
 
 @dataclass(frozen=True)
@@ -204,8 +202,8 @@ def evaluate(
     extractors = extractors or default_extractors(min(counts.values()))
     _check_counts(counts, protocol, extractors)
     full = _comparison_recipe(protocol, extractors, real, floor, counts, judge) | (recipe or {})
-    digest = hashlib.sha256(json.dumps([full, batch], sort_keys=True).encode()).hexdigest()
-    name = f"evaluation-{protocol}-{digest[:12]}"
+    key = hashlib.sha256(json.dumps([full, batch], sort_keys=True).encode()).hexdigest()
+    name = f"evaluation-{protocol}-{key[:12]}"
     finished = Path(folder) / f"{name}.json" if folder else None
     if finished and finished.is_file():
         return json.loads(finished.read_text())
@@ -318,7 +316,7 @@ def evaluate_model(
     Raises:
         EvaluationError: an unknown protocol or sampler, too few images, or a model that draws no images.
     """
-    device = torch.device(device) if device else best_device()
+    device = device_of(device)
     model = model.to(device).eval()
     train, test = experiment.build_data("train"), experiment.build_data("test")
     kind = experiment.data["kind"]
@@ -382,15 +380,12 @@ def generator(
 def _model_recipe(
     model: nn.Module, experiment: Experiment, sampler: str, steps: int, bf16: bool
 ) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     prior = not isinstance(model, Denoiser)
     return {
         "experiment": experiment.name,
         "data": dict(experiment.data),
         "model": dict(experiment.model),
-        "model_sha256": digest.hexdigest(),
+        "model_sha256": digest(model.state_dict()),
         "sampler": "prior" if prior else sampler,
         "steps": None if prior else steps,
         "precision": "bf16" if bf16 else "float32",

@@ -30,7 +30,7 @@ from nca_lib.data.images import Split, random_crop, to_float
 from nca_lib.evaluation.distortions import DISTORTIONS, glued
 from nca_lib.evaluation.extractors.small import SmallFeatures, shipped_path
 from nca_lib.extras import extra
-from nca_lib.weights import write_atomically
+from nca_lib.files import write_atomically
 
 _STRENGTHS = {"blur": (0.4, 2.0), "noise": (0.04, 0.4), "colour": (0.05, 0.4)}  # for training
 

@@ -1,5 +1,6 @@
 """Experiments: what decides a training, the training itself, and matrices of both (chapter 5)."""
 
-from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.errors import ExperimentError
+from nca_lib.experiments.settings import Experiment
 
 __all__ = ["Experiment", "ExperimentError"]

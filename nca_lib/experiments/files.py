@@ -17,14 +17,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nca_lib.errors import ExperimentError
 from nca_lib.experiments.kinds import KINDS, arguments
 
 Layer = tuple[str, Mapping[str, Any]]  # where it is written, and what it says
 FOLDERS = {"experiment": "recipes", "matrix": "matrices"}
-
-
-class ExperimentError(ValueError):
-    """An experiment that cannot be run; the message names the key and what would be right."""
 
 
 def names() -> list[str]:

@@ -7,9 +7,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor, nn
 
 from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
-from nca_lib.data.images import DataError, to_float
+from nca_lib.data.images import to_float
+from nca_lib.errors import DataError, ExperimentError
 from nca_lib.experiments.parallel import PartNoise, gathered, parts
-from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.experiments.settings import Experiment
 from nca_lib.noise import firing_from
 
 
@@ -84,6 +85,9 @@ class GrowingTask:
 
     def start(self, step: int) -> None:
         """Nothing to position."""
+
+    def stop(self) -> None:
+        """Nothing to end."""
 
     def _distance(self, state: Tensor) -> Tensor:
         return (state[:, :4] - self.target).square().mean(dim=(1, 2, 3))

@@ -36,10 +36,12 @@ from nca_lib.data.files import sheet, write
 from nca_lib.devices import compile_step, computes_bf16
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
+from nca_lib.errors import DivergedError, ExperimentError
 from nca_lib.evaluation.evaluate import evaluate_model, generator
-from nca_lib.experiments.files import ExperimentError, Layer, merged, read_matrix
+from nca_lib.experiments.files import Layer, merged, read_matrix
 from nca_lib.experiments.settings import CHECKED, Experiment, message
-from nca_lib.experiments.training import TrainingError, snapshot_steps, train
+from nca_lib.experiments.training import snapshot_steps, train
+from nca_lib.files import locked, write_atomically, writing
 from nca_lib.samplers import sample
 
 
@@ -126,7 +128,10 @@ def run(
     if unknown:
         raise ExperimentError(f"{', '.join(sorted(unknown))}: no such entry in matrix {matrix.name}")
     table = Path(table)
-    table.parent.mkdir(parents=True, exist_ok=True)
+    with writing(table):
+        table.parent.mkdir(parents=True, exist_ok=True)
+    if said := mend(table):
+        progress(said)
     done = [_identity(row) for row in rows(table)]
     for entry in matrix.entries:
         if only and entry.name not in only:
@@ -145,7 +150,7 @@ def run(
         place = Path(folder) / entry.name
         try:
             used = next(train(entry, place, resume=True, device=device).parameters()).device
-        except TrainingError as error:  # a finding like others
+        except DivergedError as error:  # a finding like others
             diverged = {"diverged": str(error).partition(";")[0]}
             progress(f"{entry.name}: diverged at {diverged['diverged']}")
             _append(table, [row | diverged for row in missing])
@@ -154,11 +159,6 @@ def run(
             progress(f"{entry.name}: evaluating {row['weights']}")
             _append(table, [row | _measured(matrix, entry, place, row["weights"], used)])
     return [row for row in rows(table) if row["matrix"] == matrix.name]
-
-
-def _append(table: Path, more: list[dict[str, Any]]) -> None:
-    with table.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in more)
 
 
 def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,4 +216,37 @@ def rows(table: str | Path) -> list[dict[str, Any]]:
     path = Path(table)
     if str(table) == "shipped":
         path = Path(str(resources.files("nca_lib") / "experiments" / "results" / "results.jsonl"))
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                found.append(dict(row))
+        except (ValueError, TypeError) as error:
+            raise ExperimentError(f"{path}, line {number}: not a row of JSON; mend or delete it") from error
+    return found
+
+
+def mend(table: Path) -> str:
+    """Keep aside the half row that an interrupted write left at a table's end; returns what to say."""
+    text = table.read_bytes() if table.is_file() else b""
+    whole, _, half = text.rpartition(b"\n")
+    try:
+        if half.strip():
+            json.loads(half)
+        return ""
+    except ValueError:
+        aside = table.with_name(table.name + ".half")
+        write_atomically(aside, half)
+        write_atomically(table, whole + b"\n" if whole else b"")
+        return f"{table}: its last line was half a row; it is kept in {aside}"
+
+
+def _append(table: Path, more: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows; the table is written anew, so that a full disk leaves the old one."""
+    with locked(table.with_name(table.name + ".lock"), wait=True):
+        text = table.read_bytes() if table.is_file() else b""
+        if text and not text.endswith(b"\n"):
+            text += b"\n"
+        added = "".join(json.dumps(row) + "\n" for row in more)
+        write_atomically(table, text + added.encode())

@@ -20,12 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nca_lib.errors import ExperimentError, ParallelError
 from nca_lib.experiments.settings import Training
 from nca_lib.noise import Purpose, TorchNoise
-
-
-class ParallelError(RuntimeError):
-    """Another process ended, so this one cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,12 @@ def parts(options: Training) -> list[Part]:
     """The parts of each batch that this process computes, one after the other.
 
     Raises:
-        ValueError: the batch has no such parts of equal size.
+        ExperimentError: the batch has no such parts of equal size.
     """
     rank, size = rank_and_size()
     count = size * options.accumulate
     if options.batch % count:
-        raise ValueError(
+        raise ExperimentError(
             f"training.batch is {options.batch}; {size} processes times training.accumulate = "
             f"{options.accumulate} need a multiple of {count}"
         )
@@ -140,6 +137,11 @@ def mean(values: Tensor) -> Tensor:
     if size > 1:
         dist.all_reduce(values)
     return values / size
+
+
+def any_process(flag: bool) -> bool:
+    """Whether it is so in any process."""
+    return flag if rank_and_size()[1] == 1 else float(mean(torch.tensor(float(flag)))) > 0
 
 
 def agreed(number: float) -> float:

@@ -41,7 +41,8 @@ from typing_extensions import TypedDict
 
 from nca_lib.data.images import Images, Split
 from nca_lib.diffusion import Denoiser, ScheduleName, Target, Weighting, noise_schedule
-from nca_lib.experiments.files import ExperimentError, Layer, layers_of, merged, nested
+from nca_lib.errors import ExperimentError
+from nca_lib.experiments.files import Layer, layers_of, merged, nested
 from nca_lib.experiments.kinds import DATASETS, KINDS, MODELS, arguments
 
 CHECKED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)  # strict: true is no number

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nca_lib.experiments.files import ExperimentError, Layer, layers_of, origins, read_matrix
+from nca_lib.errors import ExperimentError
+from nca_lib.experiments.files import Layer, layers_of, origins, read_matrix
 from nca_lib.experiments.kinds import KINDS, arguments, meanings
 from nca_lib.experiments.settings import SECTIONS, Experiment
 

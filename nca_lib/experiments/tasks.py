@@ -17,9 +17,11 @@ from nca_lib.baselines import VNCA
 from nca_lib.data.images import Stream
 from nca_lib.devices import compile_step
 from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.errors import DataError, ExperimentError
+from nca_lib.experiments.checkpoints import outlive_signals
 from nca_lib.experiments.growing import GrowingTask
 from nca_lib.experiments.parallel import Part, PartNoise, parts
-from nca_lib.experiments.settings import Experiment, ExperimentError
+from nca_lib.experiments.settings import Experiment
 from nca_lib.noise import Purpose, firing_from
 from nca_lib.samplers import sample
 from nca_lib.weights import load
@@ -49,6 +51,10 @@ class Task(Protocol):
 
     def start(self, step: int) -> None:
         """Position the data so that `loss` continues at `step`."""
+        ...
+
+    def stop(self) -> None:
+        """Read no more data."""
         ...
 
     def loss(self) -> Tensor:
@@ -99,9 +105,15 @@ class _ImageTask:
             batch_sampler=batches(),  # type: ignore[arg-type]
             num_workers=self.training.workers,
             generator=torch.Generator(),
+            worker_init_fn=outlive_signals,
             pin_memory=self.device.type == "cuda",
         )
         self.batches, self.ahead = iter(loader), None
+
+    def stop(self) -> None:
+        """End the processes that read images. Left to the garbage collector, that takes ten seconds."""
+        if self.training.workers:
+            self.batches._shutdown_workers()  # type: ignore[attr-defined]
 
     def read_ahead(self) -> None:
         """Read the next images and begin to send them, while the device is busy."""
@@ -109,7 +121,14 @@ class _ImageTask:
 
     def _next(self) -> Tensor:
         images, self.ahead = self.ahead, None
-        return next(self.batches).to(self.device, non_blocking=True) if images is None else images
+        if images is not None:
+            return images
+        try:
+            return next(self.batches).to(self.device, non_blocking=True)
+        except DataError as error:
+            # A worker's comes with its traceback, whose last line is what the data said.
+            _, _, said = str(error).rstrip().splitlines()[-1].rpartition("DataError: ")
+            raise DataError(said) from error
 
     def _held_out_images(self) -> Tensor:
         stream = Stream(self.held_out, seed=0)

@@ -1,13 +1,14 @@
 """Training: one loop for every experiment (chapters 1 to 5).
 
 `train(experiment, folder)` writes into `folder`: `model.safetensors` and its record (the averaged weights,
-ready for `nca_lib.load`), `checkpoint.pt` (all that resuming needs), sample grids, TensorBoard events.
+ready for `nca_lib.load`), `checkpoint.pt` and the one before it (all that resuming needs), sample grids,
+TensorBoard events.
 """
 
 from __future__ import annotations
 
-import io
 import math
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,21 +17,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from nca_lib.data.files import sheet, write
-from nca_lib.devices import arithmetic, best_device, compile_step, computes_bf16, hardware
+from nca_lib.devices import arithmetic, compile_step, compiler_failed, device_of
+from nca_lib.errors import DivergedError, TrainingError
+from nca_lib.experiments import checkpoints
 from nca_lib.experiments.optimizers import optimizers_of
-from nca_lib.experiments.parallel import Loss, agreed, leads, mean, shared_loss, unshared
+from nca_lib.experiments.parallel import (
+    Loss,
+    agreed,
+    any_process,
+    leads,
+    mean,
+    rank_and_size,
+    shared_loss,
+    unshared,
+)
 from nca_lib.experiments.settings import Experiment, Training
-from nca_lib.experiments.tasks import Task, task_of
-from nca_lib.weights import load, save, write_atomically
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
+from nca_lib.experiments.state import Run, random_state, set_random_state
+from nca_lib.experiments.tasks import task_of
+from nca_lib.files import locked, sweep, write_atomically, writing
+from nca_lib.weights import load
 
 
 def decay_factor(options: Training, step: int, progress: float) -> float:
@@ -106,29 +115,65 @@ def train(
     folder: str | Path,
     *,
     resume: bool = False,
+    resume_anyway: bool = False,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """Run an experiment and return its averaged model, ready to use.
 
+    Asked to stop by SIGINT (Ctrl-C) or SIGTERM (SLURM), it finishes the step, saves all, says how to go on,
+    and raises KeyboardInterrupt or SystemExit(143). Where compiling fails it goes on uncompiled.
+
     Args:
         experiment: what to do.
         folder: where everything is written.
         resume: go on from the folder's checkpoint if there is one; on the CPU the result equals, bit for
-            bit, that of a run that was never interrupted (unless it is timed by the clock).
+            bit, that of a run that was never interrupted with as many threads (unless it is timed by the
+            clock).
+        resume_anyway: go on even with other settings than the checkpoint's; the record will say so.
         device: by default the best that is there.
         progress: show a progress bar.
 
     Raises:
-        TrainingError: the loss or a gradient became infinite or NaN; the last good checkpoint is kept.
+        DivergedError: the loss or a gradient became infinite or NaN; the last good checkpoint is kept.
+        TrainingError: no checkpoint is whole; or of several processes, one cannot compile.
+        ExperimentError: the checkpoint is of other settings than the experiment.
+        OutputError: the folder cannot be written, or another process trains in it.
     """
-    device, options = torch.device(device) if device else best_device(), experiment.training
-    with arithmetic(device, tf32=options.tf32, deterministic=options.deterministic):
-        return _train(experiment, Path(folder), resume, device, progress)
+    folder, device, options = Path(folder), device_of(device), experiment.training
+    # Of several processes the first holds the lock, as it writes the files.
+    lock = locked(folder / ".lock") if leads() else nullcontext()
+    with (
+        writing(folder),
+        lock,
+        checkpoints.stop_signals() as stop,
+        arithmetic(device, tf32=options.tf32, deterministic=options.deterministic),
+    ):
+        if leads():
+            sweep(folder)
+        before = checkpoints.newest(folder)
+        try:
+            return _train(experiment, folder, device, progress, stop, resume, resume_anyway)
+        except Exception as error:
+            if not (said := compiler_failed(error)):
+                raise
+            if rank_and_size()[1] > 1:  # the others wait for this one's gradients
+                raise TrainingError(f"{said}; or set training.compile = false") from error
+            print(f"going on uncompiled: {said}")
+        # From what has been saved in the meantime, if anything has.
+        resume = resume or checkpoints.newest(folder) != before
+        return _train(experiment, folder, device, progress, stop, resume, resume_anyway, compiled=False)
 
 
 def _train(
-    experiment: Experiment, folder: Path, resume: bool, device: torch.device, progress: bool
+    experiment: Experiment,
+    folder: Path,
+    device: torch.device,
+    progress: bool,
+    stop: checkpoints.Stop,
+    resume: bool,
+    resume_anyway: bool,
+    compiled: bool = True,
 ) -> nn.Module:
     options = experiment.training
     torch.manual_seed(options.seed)
@@ -139,19 +184,31 @@ def _train(
     optimizers = optimizers_of(task.model, options)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     run = Run(experiment, folder, task, average, optimizers, device)
-    if resume and run.checkpoint.is_file():
-        run.restore()
+    if resume and checkpoints.newest(folder):
+        run.restore(resume_anyway)
+    if leads():
+        write_atomically(folder / "experiment.toml", experiment.to_toml().encode())
     task.start(run.step)
-    if options.compile:
-        compile_step(task.model, device)
+    try:
+        if options.compile and compiled:
+            compile_step(task.model, device)
+        _steps(run, peaks, stop, progress)
+    finally:
+        task.stop()
+    return average.module.eval().requires_grad_(False)
 
+
+def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool) -> None:
+    """The loop: steps until the training is over or asked to stop, with what is written on the way."""
+    task, average, optimizers, folder = run.task, run.average, run.optimizers, run.folder
+    options = run.experiment.training
     share = shared_loss(task.model, task.loss)
     snapshots = snapshot_steps(options)
     writer = _writer(folder) if leads() else None
     hidden = not progress or not leads()
     bar = tqdm(total=options.steps, initial=run.step, disable=hidden, unit="step", mininterval=5)
     clock = time.perf_counter() - run.seconds
-    while run.progress() < 1:
+    while run.progress() < 1 and not any_process(stop.signal is not None):
         factor = decay_factor(options, run.step, run.progress())
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             optimizer.param_groups[0]["lr"] = peak * factor
@@ -166,7 +223,7 @@ def _train(
         loss_now, norm_now = mean(torch.stack([loss, norm])).tolist()
         too_large = run.scaler.is_enabled() and math.isfinite(loss_now) and not math.isfinite(norm_now)
         if not (too_large or math.isfinite(loss_now + norm_now)):
-            raise TrainingError(
+            raise DivergedError(
                 f"step {run.step}: loss is {loss_now}, gradient norm {norm_now}; "
                 f"first non-finite tensor: {_nonfinite(task.model)}. The last checkpoint is kept in {folder}"
             )
@@ -198,134 +255,28 @@ def _train(
             run.save()
     bar.close()
     if writer is not None:
-        run.save()
-        writer.add_scalar("held_out_loss", run.held_out_loss, run.step)
+        if run.saved != run.step:
+            run.save()
+        if run.progress() >= 1:
+            writer.add_scalar("held_out_loss", run.held_out_loss, run.step)
         writer.close()
-    return average.module.eval().requires_grad_(False)
+    if run.progress() < 1:
+        agreed(0.0)  # wait for the files: torchrun ends all processes when one has ended
+        if leads():
+            print(f"stopped after step {run.step}, saved in {folder}: --resume (resume=True) goes on there")
+        raise KeyboardInterrupt if stop.signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)
 
 
 def _backward(run: Run, share: Loss | DistributedDataParallel) -> Tensor:
     """Gradients of the loss on this process's parts of a batch; returns their mean loss."""
     task, total = run.task, torch.zeros((), device=run.device)
-    before = _random_state(run.device) if len(task.parts) > 1 else {}
+    before = random_state(run.device) if len(task.parts) > 1 else {}
     for part in task.parts:
         if part != task.parts[0]:  # each takes its rows of the same numbers
-            _set_random_state(before, run.device)
+            set_random_state(before, run.device)
         task.part = part
         with run.autocast(), nullcontext() if part == task.parts[-1] else unshared(share):
             loss = share() / len(task.parts)
             run.scaler.scale(loss).backward()
         total += loss.detach()
     return total
-
-
-def _random_state(device: torch.device) -> dict[str, Tensor]:
-    state = {"cpu_random": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda_random"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu_random"])
-    if "cuda_random" in state:
-        torch.cuda.set_rng_state(state["cuda_random"], device)
-
-
-class Run:
-    """The state of a training run between steps, and its files."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        folder: Path,
-        task: Task,
-        average: AveragedModel,
-        optimizers: list[Optimizer],
-        device: torch.device,
-    ):
-        self.experiment, self.folder, self.task = experiment, folder, task
-        self.average, self.optimizers, self.device = average, optimizers, device
-        self.checkpoint = folder / "checkpoint.pt"
-        older = torch.float16 if device.type == "cuda" else torch.float32
-        half = torch.bfloat16 if computes_bf16(device) else older
-        self.precision = half if experiment.training.bf16 else torch.float32
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        self.step, self.seconds = 0, 0.0
-        self.smooth_loss, self.held_out_loss, self.images_per_second = math.nan, math.nan, 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-        if leads():
-            write_atomically(folder / "experiment.toml", experiment.to_toml().encode())
-
-    def autocast(self) -> torch.autocast:
-        """Mixed precision, if the experiment wants it and the device has it."""
-        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
-
-    def progress(self) -> float:
-        """The part of the training that is over, by the clock if it has one, else by steps."""
-        options = self.experiment.training
-        by_clock = self.seconds / 60 / options.minutes if options.minutes is not None else 0.0
-        return max(by_clock, self.step / options.steps if options.steps else 1.0)
-
-    def count(self, loss: float, seconds: float) -> None:
-        """Book one step."""
-        self.step += 1
-        rate = self.experiment.training.batch / max(seconds - self.seconds, 1e-9)
-        self.seconds = seconds
-        smooth = 0.0 if math.isnan(self.smooth_loss) else 0.98
-        self.smooth_loss = loss if not smooth else smooth * self.smooth_loss + (1 - smooth) * loss
-        self.images_per_second = smooth * self.images_per_second + (1 - smooth) * rate
-
-    def save_model(self, name: str) -> None:
-        """Write the averaged weights with their record, atomically."""
-        with self.autocast():  # as in training
-            self.held_out_loss = self.task.evaluate(self.average.module.eval())
-        save(self.average.module, self.folder / f"{name}.safetensors", self.record())
-
-    def save(self) -> None:
-        """Write the averaged weights with their record, and the checkpoint; each atomically."""
-        self.save_model("model")
-        state: dict[str, Any] = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "smooth_loss": self.smooth_loss,
-            "model": self.task.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "task": self.task.state(),
-            "scaler": self.scaler.state_dict(),
-            **_random_state(self.device),
-        }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(self.checkpoint, buffer.getvalue())
-
-    def restore(self) -> None:
-        """Continue from the checkpoint."""
-        # To the CPU: on the device, the optimisers would read their counters from it at every step.
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        self.task.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        self.task.restore(state["task"])
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.smooth_loss = state["smooth_loss"]
-        if state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        _set_random_state(state, self.device)
-
-    def record(self) -> dict[str, Any]:
-        """How the weights came about."""
-        return {
-            "experiment": self.experiment.to_dict(),
-            "data_fingerprint": self.task.fingerprint,
-            "seed": self.experiment.training.seed,
-            "steps": self.step,
-            "images_seen": self.step * self.experiment.training.batch,
-            "training_seconds": round(self.seconds, 1),
-            "training_loss": round(self.smooth_loss, 5) if self.step else None,
-            "held_out_loss": round(self.held_out_loss, 5),
-            "hardware": hardware(self.device),
-            "torch_version": torch.__version__,
-        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageOps
 from torchvision.utils import make_grid
 
 from nca_lib.data.files import edit, read, read_mask, sheet, write
-from nca_lib.data.images import DataError
+from nca_lib.errors import DataError, OutputError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (7, 5, 4), dtype=np.uint8)
@@ -146,7 +147,7 @@ def test_nothing_is_overwritten_without_force_nor_computed_in_vain(tmp_path: Pat
 
     with pytest.raises(DataError, match=r"out\.png exists; add --force"):
         edit(source, out, never)
-    with pytest.raises(DataError, match=r"folder .*nowhere does not exist"):
+    with pytest.raises(OutputError, match=r"folder .*nowhere does not exist"):
         edit(source, tmp_path / "nowhere" / "out.png", never)
     with pytest.raises(DataError, match=r"\.xyz is no known image format"):
         edit(source, tmp_path / "out.xyz", never)
@@ -170,6 +171,12 @@ def test_a_format_that_cannot_hold_the_image_is_refused_and_leaves_nothing(tmp_p
     with pytest.raises(DataError, match=r"out\.jpg: cannot be written .*\.png holds every kind"):
         write(image, tmp_path / "out.jpg", original)
     assert not (tmp_path / "out.jpg").exists()
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError, match=r"pipe\.png: unreadable"):
+        read(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize(("count", "columns", "padding"), [(1, 1, 2), (5, 4, 2), (8, 4, 1), (3, 3, 0)])

@@ -376,3 +376,17 @@ def test_unknown_matrices_and_entries_are_refused_by_name(tmp_path: Path) -> Non
         matrix.read("nonsense")
     with pytest.raises(ExperimentError, match=r"nope: no such entry in matrix faces"):
         matrix.run(matrix.read("faces"), tmp_path, tmp_path / "t.jsonl", only=["nope"])
+
+
+def test_a_table_with_half_a_row_is_mended_and_garbage_is_named_by_line(tmp_path: Path) -> None:
+    table = tmp_path / "t.jsonl"
+    table.write_text('{"a": 1}\n\n{"b": ')
+    assert "half a row" in matrix.mend(table)
+    assert matrix.rows(table) == [{"a": 1}]
+    assert (tmp_path / "t.jsonl.half").read_text() == '{"b": '
+    assert matrix.mend(table) == ""
+    matrix._append(table, [{"c": 2}])
+    assert matrix.rows(table) == [{"a": 1}, {"c": 2}]
+    table.write_text('{"a": 1}\ngarbage\n{"c": 2}\n')
+    with pytest.raises(ExperimentError, match="line 2: not a row of JSON"):
+        matrix.rows(table)

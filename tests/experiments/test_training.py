@@ -18,11 +18,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from nca_lib import fast, weights
-from nca_lib.experiments import training
+from nca_lib import devices, fast, weights
+from nca_lib.errors import TrainingError
+from nca_lib.experiments import state
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import DiffusionTask
-from nca_lib.experiments.training import Average, Run, TrainingError, _nonfinite, decay_factor, train
+from nca_lib.experiments.training import Average, Run, _nonfinite, decay_factor, train
 
 
 def diffusing(**training: Any) -> Experiment:
@@ -156,7 +157,7 @@ def test_progress_is_reported_by_moving_averages(tmp_path: Path) -> None:
 
 
 def test_a_run_uses_the_best_device_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "best_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(devices, "best_device", lambda: torch.device("cpu"))
     train(diffusing(steps=1), tmp_path, progress=False)
     assert weights.record(tmp_path / "model.safetensors")["hardware"].endswith("(cpu)")
 
@@ -299,7 +300,7 @@ def test_layers_compute_in_bf16_where_it_is_asked_for_and_native(
         return output
 
     monkeypatch.setattr(fast, "_multiply", watched)
-    monkeypatch.setattr(training, "computes_bf16", lambda device: able)
+    monkeypatch.setattr(state, "computes_bf16", lambda device: able)
     model = train(diffusing(steps=1, bf16=asked), tmp_path, device="cpu", progress=False)
     assert seen == {dtype}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -309,7 +310,8 @@ def test_a_run_leaves_its_files_and_returns_the_averaged_model(tmp_path: Path) -
     experiment = diffusing(sample_every=6, log_every=3)
     model = train(experiment, tmp_path, device="cpu", progress=False)
     names = {re.sub(r"tfevents.*", "tfevents", file.name) for file in tmp_path.iterdir()}
-    expected = {"model.safetensors", "model.json", "checkpoint.pt", "experiment.toml", "events.out.tfevents"}
+    expected = {"model.safetensors", "model.json", "experiment.toml", "events.out.tfevents", ".lock"}
+    expected |= {"checkpoint.pt", "checkpoint.previous.pt"}
     assert names == expected | {"samples-0000006.png", "samples-0000012.png"}
     with Image.open(tmp_path / "samples-0000012.png") as grid:
         assert grid.size == (4 * 10 + 2, 2 * 10 + 2)

