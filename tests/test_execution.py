@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT / "book" / "_extensions"))
 nca_execution = importlib.import_module("nca_execution")
 
 DEMO = "from nca_lib.book.demo import growing_demo\ngrowing_demo()"
-EXPLORER = (
-    "import torch\nfrom nca_lib.book.demo import noise_explorer\nnoise_explorer(torch.zeros(1, 1, 8, 8))"
-)
+EXPLORER = """import nca_lib
+from nca_lib.book.explorers import growing_player
+growing_player(nca_lib.load("growing-grow"), size=12)"""
 
 
 def notebook(*cells: str) -> str:
@@ -45,7 +45,7 @@ def test_the_plain_command_draws_demos_and_pictures(tmp_path: Path) -> None:
     page = (tmp_path / "_build" / "html" / "book" / "01_small.html").read_text()
     assert '<div id="nca-demo-1">' in page
     assert 'src="data:image/png;base64,' in page
-    assert "What can be set in the live one (make lab)" in page
+    assert "in the live one (make lab)" in page
     assert "jupyter.widget" not in page
 
 

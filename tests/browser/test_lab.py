@@ -133,7 +133,7 @@ def cell(page: Page, number: int) -> Locator:
 def run_all(page: Page) -> None:
     # A slow machine says idle too early, asks for a kernel when cells are to be run, and forgets them.
     asked = page.locator(".jp-Dialog .jp-mod-accept")
-    page.add_locator_handler(asked, lambda button: button.click())
+    page.add_locator_handler(asked, lambda button: button.first.click(), no_wait_after=True)
     first = cell(page, 0).locator(".jp-InputPrompt", has_text=re.compile(r"\d"))
     for _ in range(3):
         page.get_by_role("menuitem", name="Run", exact=True).click()

@@ -185,6 +185,7 @@ def test_outputs_fit_the_page(browser: Browser) -> None:
 def test_paper_is_white_and_shows_everything(browser: Browser, scheme: str) -> None:
     with Visit(browser, "book/06_one_model_many_tasks.html") as visit:
         visit.page.emulate_media(media="print", color_scheme=scheme)
+        visit.page.wait_for_timeout(500)  # the theme follows its medium late, and would undo what comes next
         visit.page.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")
         visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
         seen = visit.page.evaluate("""() => {
