@@ -44,7 +44,7 @@ def test_the_plain_command_draws_demos_and_pictures(tmp_path: Path) -> None:
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     page = (tmp_path / "_build" / "html" / "book" / "01_small.html").read_text()
     assert '<div id="nca-demo-1">' in page
-    assert 'src="data:image/png;base64,' in page
+    assert 'src="data:image/' in page
     assert "in the live one (make lab)" in page
     assert "jupyter.widget" not in page
 
