@@ -12,9 +12,7 @@ Images are (B, C, H, W) in [-1, 1]. All randomness comes from [`CounterNoise`][n
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,7 +21,7 @@ from torch import Tensor
 
 from nca_lib.diffusion import Denoiser, NoiseSchedule
 from nca_lib.errors import EditingError
-from nca_lib.noise import CounterNoise, Noise, Purpose, firing_from
+from nca_lib.noise import BlendedNoise, CounterNoise, Noise, Purpose, firing_from
 from nca_lib.samplers import Constraint, Sampler, ddim, ddpm, sample, timestep_array
 
 Inpainting = Literal["repaint", "published"]
@@ -316,63 +314,6 @@ def interpolate(
         for state in sampler(denoiser, start, steps=steps, noise=noise):  # noqa: B007
             pass
     return state.image
-
-
-@dataclass(frozen=True)
-class BlendedNoise(Noise):
-    """Noise on the way from one source to another, spherically interpolated (Shoemake 1985).
-
-    Row i is cos(w pi/2) a + sin(w pi/2) b with w = `weight[i]`: a and b are independent, hence nearly at a
-    right angle, and every number of the blend is standard normal again. (A straight line between them
-    would be too small in the middle, and what is drawn from it grey.) Uniform numbers are blended as
-    normal ones.
-
-    Args:
-        first: the source at weight 0; each row asks for its first sample.
-        second: the source at weight 1, likewise.
-        weight: (B,) in [0, 1].
-    """
-
-    first: Noise
-    second: Noise
-    weight: Tensor
-
-    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
-        """Standard normal numbers with the shape, device and dtype of `like`."""
-        ends = (source.normal(like[:1], purpose, step) for source in (self.first, self.second))
-        return self._blend(*ends)
-
-    def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
-        """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32."""
-        a, b = (source.uniform(like[:1], purpose, step, substep) for source in (self.first, self.second))
-        return self._blend_uniform(a, b)
-
-    def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
-        """Yield the uniform numbers of substeps 0 ... count - 1."""
-        ends = (source.uniforms(like[:1], purpose, step, count) for source in (self.first, self.second))
-        return map(self._blend_uniform, *ends)
-
-    def _blend_uniform(self, a: Tensor, b: Tensor) -> Tensor:
-        half = 2.0**-25  # from the middle of each of the 2^24 intervals, so that 0 has a finite quantile
-        exact = [end.cpu() if end.device.type == "mps" else end for end in (a, b)]  # MPS has no float64
-        blend = self._blend(*(torch.special.ndtri(end.double() + half) for end in exact))
-        blended = torch.special.ndtr(blend).float().clamp(max=1 - 2**-24).to(a.device)
-        first, last = _rows(self.weight == 0, a), _rows(self.weight == 1, a)
-        return torch.where(first, a, torch.where(last, b, blended))
-
-    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> BlendedNoise:
-        """The same for a part of the image, see [`Noise.at`][nca_lib.noise.Noise.at]."""
-        return replace(self, first=self.first.at(y, x, period), second=self.second.at(y, x, period))
-
-    def _blend(self, a: Tensor, b: Tensor) -> Tensor:
-        angle = self.weight.double() * (math.pi / 2)
-        cosine, sine = (_rows(wave.to(a.dtype), a) for wave in (angle.cos(), angle.sin()))
-        return torch.where(_rows(self.weight == 1, a), b, cosine * a + sine * b)
-
-
-def _rows(values: Tensor, like: Tensor) -> Tensor:
-    """One value (B,) for each image of a batch, on the device of `like`."""
-    return values.view(-1, 1, 1, 1).to(like.device, non_blocking=True)
 
 
 def enlarge(image: Tensor, factor: int) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import (
-    BlendedNoise,
     EditingError,
     FromImage,
     KnownPixels,
@@ -27,7 +26,7 @@ from nca_lib.editing import (
     vary,
 )
 from nca_lib.fourier import FourierDiffNCA
-from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.noise import BlendedNoise, CounterNoise, Purpose
 from nca_lib.samplers import SAMPLERS, Constraint, SamplerState, ddim, ddpm, sample, timestep_array
 
 DEVIATION, CORRELATION = 0.2, 0.8

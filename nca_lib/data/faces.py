@@ -332,8 +332,7 @@ class _Drawing:
         self._paint(self.face * 1.05, self._cover(tip))
 
     def _mouth(self) -> None:
-        across = self.x / self.mouth_width
-        arc = 1 - across**2
+        arc = 1 - (self.x / self.mouth_width) ** 2
         centre = self.y - MOUTH_Y - self.smile * (arc - 0.5)
         self._paint(self.face * _LIPS, self._cover(centre.abs() - (self.lips + self.open) * arc))
         inside = centre.abs() - (0.012 + self.open) * arc
