@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from nca_lib import baselines
 from nca_lib.baselines import VNCA, UNet, UNetSize, discretised_logistic, kl_from_prior
 from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.samplers import sample
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
@@ -321,6 +322,12 @@ def test_the_elbo_rises_when_a_few_images_are_learned(image_channels: int) -> No
 
 
 # VNCA: samples
+
+
+def test_it_is_drawn_from_as_a_denoiser_is() -> None:
+    model, asked = tiny(), {"count": 2, "seed": 5, "first_sample": 3}
+    assert torch.equal(sample(model, (8, 16), **asked), model.sample((8, 16), **asked))
+    assert sample(model, (8, 16), **asked).shape[1] == model.image_channels
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch_and_the_seed_matters() -> None:
