@@ -64,10 +64,10 @@ def shipped() -> list[Subject]:
     return [Subject(name, cast(Denoiser, load(kind)), images, kind) for name, kind, images in sources]
 
 
-def which(subjects: tuple[Subject, ...]) -> dict[str, Control]:
-    """The control `subject`: which of the subjects, by number."""
+def which(subjects: tuple[Subject, ...], name: str = "subject", words: str = "model") -> dict[str, Control]:
+    """The control `name`, called `words`: which of the subjects, by number."""
     named = [(subject.name, number) for number, subject in enumerate(subjects)]
-    return {"subject": choice("model", named, 0, "which trained model")}
+    return {name: choice(words, named, 0, "which trained model")}
 
 
 def states(
@@ -115,7 +115,7 @@ def level_words(schedule: NoiseSchedule, t: int) -> str:
         return "finished"
     signal, sigma = schedule.levels(t)
     ratio = 2 * float(np.log(signal / sigma))
-    return f"t = {t}: signal {signal:.3f}, noise {sigma:.3f}, log-SNR {ratio:+.1f}"
+    return f"t = {t}: signal {signal:.3f}, noise {sigma:.3f}, log-SNR {ratio:z.1f}"
 
 
 def schedule_chart(schedule: NoiseSchedule, t: int) -> dict[str, Any]:
