@@ -32,7 +32,8 @@ from nca_lib.book.subjects import (
 )
 from nca_lib.editing import Inpainting, KnownPixels, shaped_canvas
 from nca_lib.extras import extra
-from nca_lib.samplers import SAMPLERS, Firing, SamplerState
+from nca_lib.noise import Firing
+from nca_lib.samplers import SAMPLERS, SamplerState
 
 with extra("book"):
     from IPython.display import HTML
