@@ -23,7 +23,8 @@ from nca_lib.evaluation.extractors.small import SmallFeatures
 from nca_lib.evaluation.metrics import Measure, frechet_distance
 from nca_lib.experiments.matrix import rows
 from nca_lib.experiments.settings import Experiment
-from nca_lib.samplers import SAMPLERS, Firing, sample
+from nca_lib.noise import Firing
+from nca_lib.samplers import SAMPLERS, sample
 
 TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "calls.jsonl"
 KEY = ("model", "sampler", "firing", "calls")

@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+Firing = Literal["fresh", "fixed", "expected"]
 _WORD = 0xFFFFFFFF
 _TOGETHER = 2**20  # blocks of four words that are computed at a time: 100 MB
 
@@ -312,6 +313,18 @@ class BlendedNoise(Noise):
         angle = self.weight.double() * (math.pi / 2)
         cosine, sine = (_rows(wave.to(a.dtype), a) for wave in (angle.cos(), angle.sin()))
         return torch.where(_rows(self.weight == 1, a), b, cosine * a + sine * b)
+
+
+def firing_masks_of(noise: Noise, firing: Firing) -> Noise:
+    """The source of a sample's firing masks.
+
+    Args:
+        noise: of the sample.
+        firing: which cells of an automaton update: those of `"fresh"` masks at every denoiser call, as in
+            training; those of masks that are `"fixed"` for all calls ([`FixedMasks`][]); or all, by the
+            `"expected"` update ([`ExpectedUpdates`][]).
+    """
+    return {"fresh": noise, "fixed": FixedMasks(noise), "expected": ExpectedUpdates(noise)}[firing]
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:

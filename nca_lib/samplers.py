@@ -16,16 +16,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nca_lib.diffusion import Denoiser, NoiseSchedule
 from nca_lib.errors import UsageError
-from nca_lib.noise import CounterNoise, ExpectedUpdates, FixedMasks, Noise, Purpose, TorchNoise, firing_from
-
-Firing = Literal["fresh", "fixed", "expected"]
+from nca_lib.noise import CounterNoise, Firing, Noise, Purpose, TorchNoise, firing_from, firing_masks_of
 
 
 @dataclass(frozen=True)
@@ -338,6 +336,27 @@ def _mean_progress(stride: float) -> float:
 SAMPLERS: dict[str, Sampler] = {"ddpm": ddpm, "ddim": ddim, "dpm_solver": dpm_solver, "heun": heun}
 
 
+def trajectory(
+    model: Denoiser,
+    size: tuple[int, int],
+    *,
+    count: int = 1,
+    sampler: Sampler = ddim,
+    steps: int | None = 50,
+    seed: int = 0,
+    first_sample: int = 0,
+    constraint: Constraint | None = None,
+    firing: Firing = "fresh",
+) -> Iterator[SamplerState]:
+    """Every state on the way of [`sample`][], which has the same arguments."""
+    noise = CounterNoise(seed, first_sample)
+    device = next(model.parameters(), torch.empty(0)).device
+    empty = torch.empty(count, model.image_channels, *size, device=device)
+    with firing_from(model, firing_masks_of(noise, firing)):
+        start = noise.normal(empty, Purpose.START, 0)
+        yield from sampler(model, start, steps=steps, noise=noise, constraint=constraint)
+
+
 def sample(
     model: nn.Module,
     size: tuple[int, int],
@@ -365,9 +384,7 @@ def sample(
         seed: any integer.
         first_sample: index of the first image.
         constraint: what they must obey, see [`Constraint`][].
-        firing: which cells of an automaton update: those of `"fresh"` masks at every denoiser call, as in
-            training; those of masks that are `"fixed"` for all calls ([`FixedMasks`][]); or all, by the
-            `"expected"` update ([`ExpectedUpdates`][]).
+        firing: which cells of an automaton update, see [`firing_masks_of`][nca_lib.noise.firing_masks_of].
 
     Raises:
         UsageError: `steps` is not within 1..T; or a model that draws no images.
@@ -377,16 +394,8 @@ def sample(
             raise UsageError(f"a {type(model).__name__} draws no images; a denoiser or a VNCA does")
         draw: Any = model.sample
         return draw(size, count=count, seed=seed, first_sample=first_sample)
-    noise = CounterNoise(seed, first_sample)
-    sources: dict[Firing, Noise] = {
-        "fresh": noise,
-        "fixed": FixedMasks(noise),
-        "expected": ExpectedUpdates(noise),
-    }
-    device = next(model.parameters(), torch.empty(0)).device
-    empty = torch.empty(count, model.image_channels, *size, device=device)
-    with firing_from(model, sources[firing]):
-        start = noise.normal(empty, Purpose.START, 0)
-        for state in sampler(model, start, steps=steps, noise=noise, constraint=constraint):  # noqa: B007
-            pass
+    settings: dict[str, Any] = {"steps": steps, "seed": seed, "first_sample": first_sample, "firing": firing}
+    way = trajectory(model, size, count=count, sampler=sampler, constraint=constraint, **settings)
+    for state in way:  # noqa: B007
+        pass
     return state.image

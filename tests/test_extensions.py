@@ -36,6 +36,13 @@ def test_names_become_links() -> None:
     assert line == ":py:obj:`sample <nca_lib.samplers.sample>` with ``seed``"
 
 
+def test_every_chapter_is_linked() -> None:
+    for number, name in enumerate(sorted(path.stem for path in BOOK.glob("0[1-9]_*.ipynb")), 1):
+        line = nca_reference.link_chapters(f"Exact tiles (chapter {number}).")
+        assert line == f"Exact tiles (:doc:`chapter {number} </book/{name}>`)."
+    assert nca_reference.link_chapters("in chapter 99") == "in chapter 99"
+
+
 def test_a_name_is_found_where_it_is_defined() -> None:
     assert nca_reference.full_name("DiffNCA", "nca_lib.fourier") == "nca_lib.diff_nca.DiffNCA"
 

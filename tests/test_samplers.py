@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, NoiseSchedule, noise_schedule
 from nca_lib.editing import KnownPixels, LowResolution
-from nca_lib.noise import CounterNoise, Purpose, TorchNoise
+from nca_lib.noise import CounterNoise, Firing, Purpose, TorchNoise
 from nca_lib.samplers import (
     SAMPLERS,
     Constraint,
-    Firing,
     ddim,
     ddpm,
     dpm_solver,

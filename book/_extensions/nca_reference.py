@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -17,13 +18,8 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util.docutils import SphinxDirective
 
 CHAPTERS = {
-    "1": "01_cells_that_grow",
-    "2": "02_learning_to_denoise",
-    "3": "03_diff_nca",
-    "4": "04_talking_across_the_image",
-    "5": "05_the_full_experiments",
-    "6": "06_one_model_many_tasks",
-    "8": "08_making_it_fast",
+    int(path.stem[:2]): path.stem
+    for path in Path(__file__).parents[1].glob("0[1-9]_*.ipynb")
 }
 REFERENCE_OR_CODE = re.compile(
     r"\[`([\w.]+)`\]\[([\w.]*)\]|(?<!`)(?<!:)`([^`\n]+)`(?!`)"
@@ -99,9 +95,10 @@ def link_chapters(line: str) -> str:
     """`(chapter 3)` as a link to it."""
 
     def replace(match: re.Match[str]) -> str:
-        return f":doc:`{match[0]} </book/{CHAPTERS[match[1]]}>`"
+        name = CHAPTERS.get(int(match[1]))
+        return f":doc:`{match[0]} </book/{name}>`" if name else match[0]
 
-    return re.sub(r"\bchapter ([1-6])\b", replace, line)
+    return re.sub(r"\bchapter (\d+)\b", replace, line)
 
 
 def _process(

@@ -23,6 +23,7 @@ with extra("book"):
     import ipywidgets as ipw
     from IPython.display import HTML
 
+Way = list[tuple[int, Tensor, Tensor]]  # after each call: t, the noisy image, the clean estimate
 COLOURS = {"black": -1.0, "grey": 0.0, "white": 1.0}
 BRANCHES = 8  # that are kept; an older one makes room
 
@@ -61,9 +62,7 @@ class Branches(ipw.VBox):
 
     def __init__(self, subject: Subject, steps: int = 15):
         self._subject, self._steps, self._thread = subject, steps, threading.Thread()
-        self.ways: list[
-            list[tuple[int, Tensor, Tensor]]
-        ] = []  # of each branch: (t, noisy image, clean estimate)
+        self.ways: list[Way] = []  # of each branch
         self._now = 0
         blank = torch.zeros(subject.model.image_channels, *subject.size)
         self._brush = Brush(blank, fleeting=True, on_change=self._paint, label="the noisy image")
@@ -119,7 +118,7 @@ class Branches(ipw.VBox):
 
     def _run(self, call: int | None, sampler: str) -> None:
         model, edit = self._subject.model, None
-        way: list[tuple[int, Tensor, Tensor]] = []
+        way: Way = []
         if call is not None:
             way = list(self.ways[self._now][: call + 1])
             edit = Onward(way[-1][1][None], way[-1][0])
@@ -169,7 +168,7 @@ class Branches(ipw.VBox):
 class _Begun(Constraint):
     """Notes the noise that a sample begins with: where the way's call 0 is."""
 
-    way: list[tuple[int, Tensor, Tensor]]
+    way: Way
 
     def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
         self.way.append((schedule.timesteps - 1, start[0], torch.zeros_like(start[0])))

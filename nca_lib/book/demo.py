@@ -14,7 +14,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from nca_lib.book.figures import to_uint8
+from nca_lib.book.film import encoded, stills
+from nca_lib.book.pages import WEB, bundle, page
+from nca_lib.book.painting import image_of_waves, wave_mask
+from nca_lib.book.players import message_states
+from nca_lib.diffusion import ScheduleName, noise_schedule
 from nca_lib.errors import UsageError
+from nca_lib.evaluation.metrics import measurements, numbers
 from nca_lib.extras import extra
 
 with extra("book"):
@@ -22,15 +29,9 @@ with extra("book"):
     import traitlets
     from IPython.display import HTML
 
-
-from nca_lib.book.figures import to_uint8
-from nca_lib.book.film import encoded
-from nca_lib.book.pages import WEB, bundle, page
-from nca_lib.book.painting import image_of_waves, wave_mask
-from nca_lib.book.players import message_states
-from nca_lib.book.plots import COSTS, better, words
-from nca_lib.diffusion import ScheduleName, noise_schedule
-from nca_lib.evaluation.metrics import measurements, numbers
+COSTS = ("parameters", "operations", "training_seconds", "images_seen")
+_LOWER = ("distance", "loss", "copies", "seconds", "operations", "parameters", "calls")
+_HIGHER = ("precision", "recall", "coherence", "accuracy", "digits.")
 
 
 class Demo(anywidget.AnyWidget):
@@ -154,11 +155,27 @@ def results_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
     data = {
         "rows": points,
         "costs": list(COSTS),
-        "words": {name: words(name) for name in quantities},
-        "better": {name: better(name) for name in quantities},
+        "words": {name: _words(name) for name in quantities},
+        "better": {name: _better(name) for name in quantities},
         "label": "results of models against each other",
     }
     return _shown("results.js", data, {})
+
+
+def _words(name: str) -> str:
+    """A quantity of the results as a reader calls it: `eye.frechet_distance` is "frechet distance (eye)"."""
+    *where, what = name.split(".")
+    shown = what.replace("_", " ")
+    return f"{shown} ({' '.join(where).replace('_', ' ')})" if where else shown
+
+
+def _better(name: str) -> str:
+    """`"lower"` or `"higher"`, whichever is better; empty where neither is."""
+    if name.endswith("_std"):
+        return ""
+    if any(word in name for word in _HIGHER):
+        return "higher"
+    return "lower" if any(word in name for word in _LOWER) else ""
 
 
 def _automaton(module: str, names: dict[str, str], label: str) -> Demo | HTML:
@@ -172,10 +189,7 @@ def _automaton(module: str, names: dict[str, str], label: str) -> Demo | HTML:
 def _shown(module: str, data: dict[str, Any], still: dict[str, Tensor]) -> Demo | HTML:
     if "NCA_LIB_BOOK" not in os.environ:
         return Demo(module, data)
-    pictures = (
-        f'<img class="pixelated" alt="{label}" src="{encoded(image)}">' for label, image in still.items()
-    )
-    return page(module, data, "".join(pictures))
+    return page(module, data, stills({label: encoded(image) for label, image in still.items()}))
 
 
 def _shape(image: Tensor) -> dict[str, int]:

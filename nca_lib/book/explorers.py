@@ -32,13 +32,14 @@ from nca_lib.book.subjects import (
 )
 from nca_lib.editing import Inpainting, KnownPixels, shaped_canvas
 from nca_lib.extras import extra
-from nca_lib.samplers import SAMPLERS, Firing, SamplerState
-
-SEED = "of all noise: the same seed, the same picture"
-CALLS = "denoiser calls"
+from nca_lib.noise import Firing
+from nca_lib.samplers import SAMPLERS, SamplerState
 
 with extra("book"):
     from IPython.display import HTML
+
+SEED = "of all noise: the same seed, the same picture"
+CALLS = "denoiser calls"
 
 
 def sampler_explorer(*subjects: Subject, steps: int = 20) -> Explorer | HTML:
@@ -125,13 +126,12 @@ def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Ex
     firing = list(get_args(Firing))
     told = "which cells update: drawn at each call, drawn once, or all by their expected update"
     most = min(subject.model.schedule.timesteps for subject in subjects)
-    one, two = which(subjects)["subject"], which(subjects)["subject"]
     controls = {
-        "subject": Control("A: model", one.value, one.make),
+        **which(subjects, "subject", "A: model"),
         "a": choice("A: sampler", list(SAMPLERS), "ddim", "of the left picture"),
         "steps_a": slider("A: steps", steps[0], 1, most, 1, CALLS),
         "firing_a": choice("A: firing", firing, "fresh", told),
-        "other": Control("B: model", two.value, two.make),
+        **which(subjects, "other", "B: model"),
         "b": choice("B: sampler", list(SAMPLERS), "dpm_solver", "of the right picture"),
         "steps_b": slider("B: steps", steps[1], 1, most, 1, CALLS),
         "firing_b": choice("B: firing", firing, "fresh", told),

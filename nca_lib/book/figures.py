@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -53,6 +53,13 @@ def to_uint8(image: Tensor) -> np.ndarray:
     """An image (C, H, W) in [-1, 1], C 1 or 3, as (H, W, 3) bytes; values outside are clipped."""
     bytes_ = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
     return bytes_.expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def image_bytes(image: Tensor, kind: Literal["png", "webp"] = "png") -> bytes:
+    """An image (C, H, W) in [-1, 1] as a file: PNG, or WebP of a quality that noise survives."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(image)).save(buffer, kind, quality=85)
+    return buffer.getvalue()
 
 
 def show_images(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from PIL import Image
 from torch import Tensor
 
-from nca_lib.book.figures import to_uint8
+from nca_lib.book.figures import image_bytes
 from nca_lib.book.pages import bundle, page
 from nca_lib.extras import extra
 
@@ -64,19 +62,21 @@ def _short(value: float) -> float:
     return float(f"{float(value):.4g}")
 
 
-def encoded(image: Tensor, lossy: bool = False) -> str:
-    """An image (C, H, W) in [-1, 1] as a data address: PNG, or WebP of a quality that noise survives."""
-    buffer = io.BytesIO()
-    if lossy:
-        Image.fromarray(to_uint8(image)).save(buffer, "WEBP", quality=85)
-    else:
-        Image.fromarray(to_uint8(image)).save(buffer, "PNG")
-    return f"data:image/{'webp' if lossy else 'png'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def encoded(image: Tensor, kind: Literal["png", "webp"] = "png") -> str:
+    """An image (C, H, W) in [-1, 1] as a data address."""
+    return f"data:image/{kind};base64,{base64.b64encode(image_bytes(image, kind)).decode()}"
 
 
-def frame_of(view: View, lossy: bool = False) -> dict[str, Any]:
+def stills(pictures: Mapping[str, str]) -> str:
+    """HTML of pictures, data addresses by what they show."""
+    return "".join(
+        f'<img class="pixelated" alt="{label}" src="{address}">' for label, address in pictures.items()
+    )
+
+
+def frame_of(view: View, kind: Literal["png", "webp"] = "png") -> dict[str, Any]:
     """A view as `web/film.js` takes it."""
-    shown = [{"label": label, "src": encoded(image, lossy)} for label, image in view.pictures.items()]
+    shown = [{"label": label, "src": encoded(image, kind)} for label, image in view.pictures.items()]
     return {"pictures": shown, "caption": view.caption, "charts": list(view.charts), "of": view.of}
 
 
@@ -138,7 +138,7 @@ def film_page(views: list[View], label: str, axis: str, note: str, code: str = "
     count = min(PAGE_FRAMES, len(views))
     while True:
         chosen = [views[round(i * (len(views) - 1) / max(1, count - 1))] for i in range(count)]
-        frames = [frame_of(view, lossy=True) for view in (chosen if count > 1 else views[-1:])]
+        frames = [frame_of(view, "webp") for view in (chosen if count > 1 else views[-1:])]
         for frame in frames:
             frame["of"] = len(frames)
         weight = sum(len(picture["src"]) for frame in frames for picture in frame["pictures"])
@@ -147,8 +147,5 @@ def film_page(views: list[View], label: str, axis: str, note: str, code: str = "
         count -= 1
     axis = axis if count == len(views) else "moment"  # of more that there were
     traits = {"label": label, "axis": axis, "code": code, "note": note, "frames": frames, "choosing": False}
-    pictures = "".join(
-        f'<img class="pixelated" alt="{label}: {picture["label"]}" src="{picture["src"]}">'
-        for picture in frames[-1]["pictures"]
-    )
-    return page("film.js", traits, f"{pictures}<p>{frames[-1]['caption']}</p>")
+    last = {f"{label}: {picture['label']}": picture["src"] for picture in frames[-1]["pictures"]}
+    return page("film.js", traits, f"{stills(last)}<p>{frames[-1]['caption']}</p>")

@@ -110,11 +110,11 @@ def call_states(
             for k, spectrum in enumerate(steps, 1):
                 name = f"frequency step {k} of {network.spectrum_steps}"
                 yield name, _image_state(network, noisy, spectrum), everywhere
-            state = _image_state(network, noisy, spectrum)
+            start = _image_state(network, noisy, spectrum)
         else:
-            state = network.seed(noisy)
-        masks = list(network.masks(state, time))
-        for k, (state, mask) in enumerate(zip(network.rollout(state, time), masks, strict=True), 1):  # noqa: B020
+            start = network.seed(noisy)
+        masks = network.masks(start, time)
+        for k, (state, mask) in enumerate(zip(network.rollout(start, time), masks, strict=True), 1):
             yield f"image step {k} of {network.steps}", state, everywhere if mask is None else mask
 
 

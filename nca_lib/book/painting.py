@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from nca_lib.book.figures import to_uint8
+from nca_lib.book.figures import image_bytes
 from nca_lib.errors import UsageError
 from nca_lib.extras import extra
 from nca_lib.fourier import Window, image_of_window, spectrum_window
@@ -21,16 +19,6 @@ from nca_lib.fourier import Window, image_of_window, spectrum_window
 with extra("book"):
     import anywidget
     import traitlets
-
-
-def png_bytes(image: Tensor, width: int) -> bytes:
-    """An image (C, H, W) in [-1, 1] as a PNG, enlarged by a whole factor to about `width` pixels."""
-    picture = Image.fromarray(to_uint8(image))
-    scale = max(1, width // picture.width)
-    picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _received(value: Any, _: Any) -> bytes:
@@ -47,8 +35,6 @@ class Brush(anywidget.AnyWidget):
 
     Args:
         image: the picture, (C, H, W) in [-1, 1].
-        height, width: of the grid of cells that is painted; those of the image if not given.
-        mirror: do to the cell opposite through the centre whatever is done to a cell.
         fleeting: what is painted is told at once, again and again during a stroke, and does not stay.
         on_change: called with `value` after every stroke.
         label: says to those who cannot see it what is painted on.
@@ -62,7 +48,6 @@ class Brush(anywidget.AnyWidget):
     number = traitlets.Int().tag(sync=True)
     height = traitlets.Int().tag(sync=True)
     width = traitlets.Int().tag(sync=True)
-    mirror = traitlets.Bool().tag(sync=True)
     fleeting = traitlets.Bool().tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)
     mask = traitlets.Bytes().tag(sync=True, from_json=_received)
@@ -71,20 +56,16 @@ class Brush(anywidget.AnyWidget):
     def __init__(
         self,
         image: Tensor,
-        height: int | None = None,
-        width: int | None = None,
         *,
-        mirror: bool = False,
         fleeting: bool = False,
         on_change: Callable[[Tensor], None] | None = None,
         label: str = "a picture to paint on",
     ):
-        height, width = height or image.shape[1], width or image.shape[2]
+        height, width = image.shape[1:]
         super().__init__(
-            picture=png_bytes(image, 0),
+            picture=image_bytes(image),
             height=height,
             width=width,
-            mirror=mirror,
             fleeting=fleeting,
             label=label,
             mask=bytes(height * width),
@@ -99,7 +80,7 @@ class Brush(anywidget.AnyWidget):
     def show(self, image: Tensor) -> None:
         """Paint on this image (C, H, W) from now on. Each counts: one that equals the last is drawn too."""
         with self.hold_sync():
-            self.picture = png_bytes(image, 0)
+            self.picture = image_bytes(image)
             self.number += 1
 
     @traitlets.validate("mask")

@@ -164,7 +164,8 @@ class Player(ipw.VBox):
         self._stop, self._running = threading.Event(), threading.Event()
         self._running.set()
         picture = living.picture()
-        self._brush = Brush(picture, fleeting=True, on_change=self._erase, label="a growing automaton")
+        label = "a growing automaton; what is painted is erased"
+        self._brush = Brush(picture, fleeting=True, on_change=self._erase, label=label)
         self._pause = ipw.Button(
             description="Pause", icon="pause", tooltip="stand still; the brush still erases"
         )

@@ -14,8 +14,7 @@ from nca_lib.book.film import line_chart
 from nca_lib.book.panel import Control, choice
 from nca_lib.book.players import sharing_weights
 from nca_lib.diffusion import Denoiser, NoiseSchedule
-from nca_lib.noise import CounterNoise, ExpectedUpdates, FixedMasks, Noise, Purpose, firing_from
-from nca_lib.samplers import SAMPLERS, Constraint, Firing, SamplerState
+from nca_lib.samplers import SAMPLERS, SamplerState, trajectory
 
 CURVE_POINTS = 60
 
@@ -64,44 +63,25 @@ def shipped() -> list[Subject]:
     return [Subject(name, cast(Denoiser, load(kind)), images, kind) for name, kind, images in sources]
 
 
-def which(subjects: tuple[Subject, ...]) -> dict[str, Control]:
-    """The control `subject`: which of the subjects, by number."""
+def which(subjects: tuple[Subject, ...], name: str = "subject", words: str = "model") -> dict[str, Control]:
+    """The control `name`, called `words`: which of the subjects, by number."""
     named = [(subject.name, number) for number, subject in enumerate(subjects)]
-    return {"subject": choice("model", named, 0, "which trained model")}
+    return {name: choice(words, named, 0, "which trained model")}
 
 
 def states(
-    model: Denoiser,
-    size: tuple[int, int],
-    *,
-    sampler: str = "ddim",
-    steps: int = 20,
-    seed: int = 0,
-    count: int = 1,
-    firing: Firing = "fresh",
-    constraint: Constraint | None = None,
+    model: Denoiser, size: tuple[int, int], *, sampler: str = "ddim", steps: int = 20, **settings: Any
 ) -> Iterator[SamplerState]:
-    """Every state on the way of [`sample`][nca_lib.samplers.sample]; a second thread may sample too.
+    """A [`trajectory`][nca_lib.samplers.trajectory]; a second thread may sample from the model too.
 
     Args:
         model: a trained denoiser.
         size: (height, width).
         sampler: a name of [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
         steps: denoiser calls.
-        seed: of all noise.
-        count: how many images.
-        firing: as for `sample`.
-        constraint: of an edit.
+        settings: further ones of a trajectory.
     """
-    own, noise = sharing_weights(model), CounterNoise(seed)
-    sources: dict[str, Noise] = {
-        "fresh": noise,
-        "fixed": FixedMasks(noise),
-        "expected": ExpectedUpdates(noise),
-    }
-    start = noise.normal(torch.empty(count, model.image_channels, *size), Purpose.START, 0)
-    with firing_from(own, sources[firing]):
-        yield from SAMPLERS[sampler](own, start, steps=steps, noise=noise, constraint=constraint)
+    return trajectory(sharing_weights(model), size, sampler=SAMPLERS[sampler], steps=steps, **settings)
 
 
 def timestep(model: Denoiser, state: SamplerState) -> int:
@@ -115,7 +95,7 @@ def level_words(schedule: NoiseSchedule, t: int) -> str:
         return "finished"
     signal, sigma = schedule.levels(t)
     ratio = 2 * float(np.log(signal / sigma))
-    return f"t = {t}: signal {signal:.3f}, noise {sigma:.3f}, log-SNR {ratio:+.1f}"
+    return f"t = {t}: signal {signal:.3f}, noise {sigma:.3f}, log-SNR {ratio:z.1f}"
 
 
 def schedule_chart(schedule: NoiseSchedule, t: int) -> dict[str, Any]:

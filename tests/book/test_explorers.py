@@ -15,8 +15,9 @@ import nca_lib
 from nca_lib.book import demo, explorers
 from nca_lib.book.film import PAGE_BYTES, PAGE_FRAMES, View, film_page
 from nca_lib.book.panel import Explorer
-from nca_lib.book.subjects import Subject, radial_power, states
+from nca_lib.book.subjects import Subject, level_words, radial_power, states
 from nca_lib.data.digits import Digits
+from nca_lib.diffusion import noise_schedule
 from nca_lib.samplers import SAMPLERS, sample
 
 
@@ -225,3 +226,9 @@ def test_a_page_that_comes_later_sees_all_frames_and_a_chosen_cell_sets_the_cont
     explorer.film._hear(None, {"event": "ready"}, [])
     assert sent == [{"event": "all", "frames": explorer.film.frames}]
     explorer.close()
+
+
+def test_as_much_signal_as_noise_is_a_ratio_of_zero() -> None:
+    schedule = noise_schedule("cosine", 1000)
+    t = int((schedule.alpha_bar < 0.5).nonzero()[0])  # a little below 0
+    assert level_words(schedule, t).endswith("log-SNR 0.0")

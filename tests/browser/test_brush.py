@@ -8,7 +8,7 @@ import torch
 from playwright.sync_api import Page, sync_playwright
 from test_pages import CHROMIUM, QUIET
 
-from nca_lib.book.painting import png_bytes
+from nca_lib.book.figures import image_bytes
 
 SOURCE = (Path(__file__).parents[2] / "nca_lib" / "book" / "web" / "brush.js").read_text()
 # A stand-in for anywidget's model: it keeps the traits and tells who listens.
@@ -46,8 +46,8 @@ def blank() -> Iterator[Page]:
 
 
 def mount(page: Page, fleeting: bool) -> Page:
-    traits = {"height": 8, "width": 8, "mirror": False, "fleeting": fleeting, "label": "a test"}
-    page.evaluate(MOUNT, [SOURCE, traits, list(png_bytes(torch.zeros(3, 8, 8), 0))])
+    traits = {"height": 8, "width": 8, "fleeting": fleeting, "label": "a test"}
+    page.evaluate(MOUNT, [SOURCE, traits, list(image_bytes(torch.zeros(3, 8, 8)))])
     return page
 
 

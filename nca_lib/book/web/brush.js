@@ -1,7 +1,7 @@
 // A brush over a picture, for anywidget: paint cells with mouse, finger or keyboard. No dependencies.
 //
 // Traits of the model: picture (PNG bytes), height and width (cells), mask (height * width bytes, 0 or 1, sent at
-// the end of a stroke), mirror (what is done to a cell is done to the one opposite through the centre), label,
+// the end of a stroke), label,
 // fleeting (what is painted goes to Python as messages "painted" during the stroke, and does not stay), number (of the
 // picture). After drawing a picture, and where it can be seen, it says "drawn": for each number once.
 
@@ -41,7 +41,7 @@ function render({ model, el }) {
 
   const canvas = element("canvas", {
     width: width * scale, height: height * scale, tabindex: 0, role: "application",
-    "aria-label": `${model.get("label")}: arrow keys move, space ${fleeting ? "erases" : "paints"}`,
+    "aria-label": `${model.get("label")}: arrow keys move, space paints`,
   });
   const erase = element("input", { type: "checkbox" });
   const most = Math.max(3, Math.round(Math.min(height, width) / 3));
@@ -50,10 +50,9 @@ function render({ model, el }) {
   const clear = element("button", { type: "button" }, "Clear");
   const tools = element("div", { class: "nca-brush-tools" }, element("label", {}, "size", size));
   if (!fleeting) tools.append(element("label", {}, erase, "erase"), clear);
-  const help = fleeting ? "Drag to erase; or arrow keys and space." : "Drag to paint; or arrow keys and space.";
   // Lumino's attribute keeps JupyterLab from taking arrow keys and space for its own.
   const root = element("div", { class: "nca-brush", "data-lm-suppress-shortcuts": "true" },
-    element("style", {}, STYLE), canvas, tools, element("div", { class: "nca-brush-help" }, help));
+    element("style", {}, STYLE), canvas, tools, element("div", { class: "nca-brush-help" }, "Drag to paint; or arrow keys and space."));
   root.style.width = `${width * scale}px`;
   el.append(root);
 
@@ -89,7 +88,6 @@ function render({ model, el }) {
       for (let i = Math.max(0, x - reach); i <= Math.min(width - 1, x + reach); i++) {
         if ((j - y) ** 2 + (i - x) ** 2 > radius * radius) continue;
         mask[j * width + i] = value;
-        if (model.get("mirror")) mask[(height - 1 - j) * width + (width - 1 - i)] = value;
       }
     }
   }

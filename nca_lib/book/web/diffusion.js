@@ -171,8 +171,7 @@ function render({ model, el }) {
       if (to === undefined || (done && tool.value !== "colour" && canvas.hole[cell])) return;
       if (done && tool.value !== "colour") canvas.hole[cell] = 1;
       for (let c = 0; c < colours; c++) {
-        const under = tool.value === "colour" ? signal * wanted[c] + sigma * random() : random();
-        values[to * colours + c] = under;
+        values[to * colours + c] = tool.value === "colour" ? signal * wanted[c] + sigma * random() : random();
       }
     });
     refresh();

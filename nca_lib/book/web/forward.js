@@ -3,7 +3,7 @@
 // Traits of the model: schedules (name to alpha_bar), images (base64 of bytes, channels last), count, height, width,
 // channels, label.
 
-import { copyable, element, labelled, put, range, select, tools } from "./parts.js";
+import { copyable, decimals, element, labelled, put, range, select, tools } from "./parts.js";
 import { lineChart } from "./chart.js";
 import { bytesOfImage, pictures } from "./pictures.js";
 import { CounterNoise, START } from "./noise.js";
@@ -47,7 +47,7 @@ function render({ model, el }) {
       lineChart({ x: places, mark, label: "timestep t", range: [-20, 10], series: {
         "log-SNR": places.map((p) => Math.max(-20, ratio(alphaBar[p]))) } }, 330));
     caption.textContent = `At t = ${now} the signal counts ${signal.toFixed(3)}, the noise ${sigma.toFixed(3)}; ` +
-      `log-SNR ${ratio(alphaBar[now]).toFixed(1)}.`;
+      `log-SNR ${decimals(ratio(alphaBar[now]), 1)}.`;
     code.update();
   }
   for (const control of [schedule, t, which, seed]) control.addEventListener("input", show);

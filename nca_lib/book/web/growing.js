@@ -2,7 +2,7 @@
 //
 // Traits of the model: engine (the text of the worker), weights (name to exported model), label.
 
-import { button, calm, element, labelled, options, put, range, watch } from "./parts.js";
+import { button, calm, element, labelled, put, range, select, tools, watch } from "./parts.js";
 import { disc, surface } from "./surface.js";
 import { NO_WORKER, addressOf, startWorker } from "./workers.js";
 
@@ -17,9 +17,9 @@ function growing({ address, weights, label }) {
   const size = range(1, 10, 4), speed = range(5, 120, 40);
   const status = element("output", { "aria-live": "off" }); // it changes all the time
   size.addEventListener("input", () => picture.moveRing());
-  const rule = element("select", {}, ...options(names));
+  const rule = select(names);
   rule.value = name;
-  const tool = element("select", {}, ...options(["erase", "seed"]));
+  const tool = select(["erase", "seed"]);
   const play = button("", () => {
     playing = !playing;
     refresh();
@@ -30,7 +30,7 @@ function growing({ address, weights, label }) {
     planted: plant,
   });
   const root = element("div", { class: "nca-demo" }, picture.root,
-    element("div", { class: "nca-demo-tools" }, play, button("Restart", restart), labelled("trained to", rule),
+    tools(play, button("Restart", restart), labelled("trained to", rule),
       labelled("tool", tool), labelled("size", size), labelled("speed", speed), status),
     element("div", { class: "nca-demo-help" },
       "Drag to erase, double-click to plant a seed; or arrow keys, space and Enter."));

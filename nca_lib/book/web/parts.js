@@ -47,8 +47,8 @@ function element(tag, attributes = {}, ...children) {
 const labelled = (text, control, title = "") => element("label", title ? { title } : {}, text, control);
 const range = (low, high, value, step = 1) => element("input", { type: "range", min: low, max: high, step, value });
 const number = (low, high, value) => element("input", { type: "number", min: low, max: high, step: 1, value });
-const options = (names) => names.map((name) => element("option", { value: name }, name));
-const select = (names) => element("select", {}, ...options(names));
+const select = (names) => element("select", {}, ...names.map((name) => element("option", { value: name }, name)));
+const decimals = (value, digits) => value.toFixed(digits).replace(/^-(0\.0*)$/, "$1"); // no "-0.0"
 const tools = (...children) => element("div", { class: "nca-demo-tools" }, ...children);
 
 function button(text, action, title = "") {
@@ -102,4 +102,4 @@ function put(el, root) {
   el.append(root);
 }
 
-export { button, calm, copyable, element, labelled, number, options, put, range, select, tools, watch };
+export { button, calm, copyable, decimals, element, labelled, number, put, range, select, tools, watch };

@@ -1,6 +1,6 @@
 // A row of labelled pictures at one zoom: the cell under the pointer tells its value, and may be chosen.
 
-import { element, labelled, select, tools } from "./parts.js";
+import { decimals, element, labelled, select, tools } from "./parts.js";
 
 const PICTURES = `
 .nca-pictures { display: flex; flex-wrap: wrap; gap: 0.6em; align-items: flex-start; }
@@ -45,7 +45,7 @@ function pictures({ onCell = null, room = ROOM } = {}) {
   function tell(canvas, name, [y, x]) {
     const [r, g, b] = canvas.getContext("2d").getImageData(x, y, 1, 1).data;
     const numbers = r === g && g === b ? [r] : [r, g, b];
-    values.textContent = `${name}, y ${y}, x ${x}: ${numbers.map((v) => (v / 127.5 - 1).toFixed(2)).join(", ")}`;
+    values.textContent = `${name}, y ${y}, x ${x}: ${numbers.map((v) => decimals(v / 127.5 - 1, 2)).join(", ")}`;
   }
   function figure(index) {
     const canvas = element("canvas", { role: "img" }), caption = element("figcaption");

@@ -100,7 +100,7 @@ function render({ model, el }) {
     show();
   }, `paint this window of n = the slider's frequencies`);
   const code = copyable(() => [
-    "from nca_lib.fourier import image_of_window, spectrum_window", "",
+    "from nca_lib.fourier import image_of_window, spectrum_window", "", "# the half plane of n frequencies, before anything is painted",
     `coefficients = spectrum_window(image[None], "half_plane", ${low.value})`,
     `rebuilt = image_of_window(coefficients, "half_plane", ${height}, ${width})[0]`,
   ].join("\n"));
