@@ -14,6 +14,7 @@ the cells) is asked from a *noise source*. There are two, and two ways to take t
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from nca_lib.errors import UsageError
 
 Firing = Literal["fresh", "fixed", "expected"]
 _WORD = 0xFFFFFFFF
@@ -60,7 +63,7 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor | int, Tensor | int]) 
     return c0, c1, c2, c3
 
 
-class Noise:
+class Noise(ABC):
     """A source of random tensors; of its kinds, each says where its numbers come from.
 
     Attributes:
@@ -69,14 +72,15 @@ class Noise:
 
     addressed = True
 
+    @abstractmethod
     def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
         """Standard normal numbers with the shape (B, C, H, W), device and dtype of `like`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
         """Uniform numbers in [0, 1), one a cell: (B, 1, H, W), float32, on the device of `like`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> Noise:
         """The same source for a part of the image, whose first cell lies at (y, x) of what this one covers.
 
@@ -86,9 +90,8 @@ class Noise:
             period: height and width after which coordinates begin again, for an image that wraps.
 
         Raises:
-            ValueError: the source's numbers have no addresses.
+            UsageError: the source's numbers have no addresses.
         """
-        raise NotImplementedError
 
     def uniforms(self, like: Tensor, purpose: Purpose, step: int, count: int) -> Iterator[Tensor]:
         """Yield the uniform numbers of substeps 0 ... count - 1."""
@@ -124,7 +127,7 @@ class TorchNoise(Noise):
 
     def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> Noise:
         """Refuse: numbers drawn for a part are not those drawn for the whole."""
-        raise ValueError("torch's generator draws without addresses; parts of an image need CounterNoise")
+        raise UsageError("torch's generator draws without addresses; parts of an image need CounterNoise")
 
 
 @dataclass(frozen=True)

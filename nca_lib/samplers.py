@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -396,6 +396,4 @@ def sample(
         return draw(size, count=count, seed=seed, first_sample=first_sample)
     settings: dict[str, Any] = {"steps": steps, "seed": seed, "first_sample": first_sample, "firing": firing}
     way = trajectory(model, size, count=count, sampler=sampler, constraint=constraint, **settings)
-    for state in way:  # noqa: B007
-        pass
-    return state.image
+    return deque(way, maxlen=1).pop().image

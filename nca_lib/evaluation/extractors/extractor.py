@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 
-class Extractor(nn.Module):
+class Extractor(nn.Module, ABC):
     """Images in, features out. The features of an image do not depend on the others of its batch.
 
     Attributes:
@@ -22,9 +24,9 @@ class Extractor(nn.Module):
     resize: str
     is_inception = False
 
+    @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), uint8, to (B, d), float32."""
-        raise NotImplementedError
 
 
 def to_pixels(images: Tensor) -> Tensor:
