@@ -1,7 +1,7 @@
 """Where randomness comes from (chapters 2 and 3).
 
 Everything random in a sample (the starting image, the noise that a sampler adds, the firing masks of
-the cells) is asked from a *noise source*. There are two, and two ways to take the firing masks from one:
+the cells) is asked from a *noise source*. There are two, and three made of others:
 
 - [`TorchNoise`][] draws from torch's own generator: fast, and what training uses.
 - [`CounterNoise`][] computes each number from its address (seed, sample, purpose, step, y, x) with a
@@ -9,6 +9,7 @@ the cells) is asked from a *noise source*. There are two, and two ways to take t
   into tiles or the samples into batches.
 - [`FixedMasks`][] holds the firing masks of a sample fixed, [`ExpectedUpdates`][] does without them: for
   samplers that take few steps.
+- [`BlendedNoise`][] lies between two sources.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nca_lib.errors import UsageError
 
 _WORD = 0xFFFFFFFF
 _TOGETHER = 2**20  # blocks of four words that are computed at a time: 100 MB
@@ -85,7 +88,7 @@ class Noise:
             period: height and width after which coordinates begin again, for an image that wraps.
 
         Raises:
-            ValueError: the source's numbers have no addresses.
+            UsageError: the source's numbers have no addresses.
         """
         raise NotImplementedError
 
@@ -123,7 +126,7 @@ class TorchNoise(Noise):
 
     def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> Noise:
         """Refuse: numbers drawn for a part are not those drawn for the whole."""
-        raise ValueError("torch's generator draws without addresses; parts of an image need CounterNoise")
+        raise UsageError("torch's generator draws without addresses; parts of an image need CounterNoise")
 
 
 @dataclass(frozen=True)
