@@ -266,7 +266,7 @@ def run(
     for step, place in canvas.remaining():
         before = [nodes[name] for at in canvas.neighbours(place) if (name := _name(step - 1, at)) in nodes]
         name = _name(step, place)
-        nodes[name] = task(str(canvas.folder), plan, step, place, before, dask_key_name=name)
+        nodes[name] = task(str(canvas.folder), plan, canvas.sha256, step, place, before, dask_key_name=name)
         sides = [min(plan.tile, side - plan.tile * at) for side, at in zip(canvas.size, place, strict=True)]
         work[name] = math.prod(sides) / len(plan.calls) / 1e6
         total += work[name]
@@ -299,11 +299,13 @@ def _name(step: int, place: tuple[int, int]) -> str:
     return f"step-{step}-tile-{place[0]}-{place[1]}"
 
 
-def _advance(folder: str, plan: Plan, step: int, place: tuple[int, int], before: list[None]) -> None:
+def _advance(
+    folder: str, plan: Plan, sha256: str, step: int, place: tuple[int, int], before: list[None]
+) -> None:
     """One task of the graph; `before` only says what must have been done."""
-    _canvas(folder, plan).advance(step, place)
+    _canvas(folder, plan, sha256).advance(step, place)
 
 
 @lru_cache(maxsize=1)
-def _canvas(folder: str, plan: Plan) -> Canvas:
+def _canvas(folder: str, plan: Plan, sha256: str) -> Canvas:
     return Canvas(folder)
