@@ -16,6 +16,7 @@ from nca_lib import weights
 from nca_lib.canvas import formats, outofcore
 from nca_lib.canvas.outofcore import Canvas, Plan
 from nca_lib.canvas.tiles import sample_region
+from nca_lib.data.images import to_pixels
 from nca_lib.devices import device_of, worth_compiling
 from nca_lib.errors import CanvasError
 from nca_lib.files import check_writable, writing
@@ -82,7 +83,7 @@ def _canvas(arguments: argparse.Namespace, extra: list[str]) -> None:
             steps=arguments.steps,
             tile=arguments.tile,
         )
-        _write(arguments, out, formats.to_pixels(image[0]))
+        _write(arguments, out, to_pixels(image[0]).numpy())
     else:
         folder = out.with_name(out.name + ".canvas")
         canvas = _begin(arguments, folder, height, width)
