@@ -61,6 +61,9 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         chosen, arguments.out, arguments.table, only=arguments.only or (), device=arguments.device
     )
     for row in rows:
+        if "diverged" in row:
+            print(f"{row['name']:28} diverged at {row['diverged']}")
+            continue
         found = measurements(row["metrics"]) if "metrics" in row else {}
         numbers = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
         print(

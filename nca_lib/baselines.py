@@ -1,6 +1,6 @@
 """What the automata are compared with: a UNet in three sizes, and VNCA (chapter 5).
 
-[`UNet`][] is diffusers' `UNet2DModel` behind the denoiser contract; diffusers is imported when one is made,
+[`UNet`][] is diffusers' `UNet2DModel` as a denoiser's network; diffusers is imported when one is made,
 so that everything else runs without it. [`VNCA`][] is the doubling model of Palm et al., "Variational Neural
 Cellular Automata" (ICLR 2022, arXiv 2201.12360): no diffusion, but a variational autoencoder whose decoder is
 an automaton. It has no denoiser; it has `loss(images)` and `sample(size)`.
@@ -39,8 +39,9 @@ UNET_SIZES: dict[UNetSize, tuple[tuple[int, ...], int]] = {
 class UNet(nn.Module):
     """The UNet of DDPM (Ho et al. 2020), from diffusers: ResNet blocks, attention at the lowest resolution.
 
-    Obeys the denoiser contract: `forward(noisy, time)` maps (B, C, H, W) and (B,) in [0, 1) to an output
-    shaped like `noisy`. Parameters on colour images: S 989,795, M 3,940,547, L 17,282,243.
+    A [`Denoiser`][nca_lib.diffusion.Denoiser]'s network: `forward(noisy, time)` maps (B, C, H, W) and (B,) in
+    [0, 1) to an output shaped like `noisy`. Parameters on colour images: S 989,795, M 3,940,547, L
+    17,282,243.
 
     Args:
         size: `"S"`, `"M"`, `"L"`, or a smaller one by its number of parameters: a key of [`UNET_SIZES`][].

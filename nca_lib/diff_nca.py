@@ -207,8 +207,9 @@ class Cell(nn.Module):
 class DiffNCA(nn.Module):
     """Diff-NCA: K steps of one cell in image space.
 
-    Obeys the denoiser contract: `forward(noisy, time)` maps (B, 3, H, W) and (B,) in [0, 1) to an output
-    shaped like `noisy`, for any H, W of at least 2. Times on the CPU are read without waiting for a GPU.
+    A [`Denoiser`][nca_lib.diffusion.Denoiser]'s network: `forward(noisy, time)` maps (B, 3, H, W) and (B,) in
+    [0, 1) to an output shaped like `noisy`, for any H, W of at least 2. Times on the CPU are read
+    without waiting for a GPU.
 
     Args:
         channels: C, numbers per cell: image, prediction, hidden.

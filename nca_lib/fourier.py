@@ -114,8 +114,9 @@ def _waves(y: Tensor, x: Tensor, size: tuple[int, int], window: Window, n: int) 
 class FourierDiffNCA(DiffNCA):
     """FourierDiff-NCA: steps of one cell on the low frequencies, then Diff-NCA from what they wrote.
 
-    Obeys the denoiser contract: `forward(noisy, time)` maps (B, 3, H, W) and (B,) in [0, 1) to an output
-    shaped like `noisy`, for any H, W of at least `2 * frequencies`, odd and non-square ones included.
+    A [`Denoiser`][nca_lib.diffusion.Denoiser]'s network: `forward(noisy, time)` maps (B, 3, H, W) and (B,) in
+    [0, 1) to an output shaped like `noisy`, for any H, W of at least `2 * frequencies`, odd and
+    non-square ones included.
 
     Args:
         channels: C, numbers per cell: image, prediction, hidden. A cell of the spectrum holds 2C, the real
@@ -193,7 +194,7 @@ class FourierDiffNCA(DiffNCA):
         return self.seed_of_window(spectrum_window(noisy, self.window, self.frequencies))
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse (ValueError) an image that is smaller than `2 * frequencies`."""
+        """Refuse ([`UsageError`][]) an image that is smaller than `2 * frequencies`."""
         smallest = 2 * self.frequencies
         if min(height, width) < smallest:
             raise UsageError(

@@ -1,7 +1,7 @@
 """Where randomness comes from (chapters 2 and 3).
 
 Everything random in a sample (the starting image, the noise that a sampler adds, the firing masks of
-the cells) is asked from a *noise source*. There are two, and two ways to take the firing masks from one:
+the cells) is asked from a *noise source*. There are two, and three made of others:
 
 - [`TorchNoise`][] draws from torch's own generator: fast, and what training uses.
 - [`CounterNoise`][] computes each number from its address (seed, sample, purpose, step, y, x) with a
@@ -9,6 +9,7 @@ the cells) is asked from a *noise source*. There are two, and two ways to take t
   into tiles or the samples into batches.
 - [`FixedMasks`][] holds the firing masks of a sample fixed, [`ExpectedUpdates`][] does without them: for
   samplers that take few steps.
+- [`BlendedNoise`][] lies between two sources.
 """
 
 from __future__ import annotations

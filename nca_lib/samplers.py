@@ -217,7 +217,7 @@ def ddpm(
     """Ancestral sampling (Ho et al. 2020, algorithm 2), all timesteps unless `steps` says fewer.
 
     Args:
-        denoiser: `forward(noisy, time) -> noise`.
+        denoiser: what sees the clean image under a noisy one.
         start: (B, C, H, W) standard normal noise.
         steps: how often to call the denoiser, at evenly spaced timesteps; None for as often as there are
             timesteps.

@@ -166,6 +166,18 @@ def test_run_trains_evaluates_and_tells_the_numbers(
     assert "two: no such entry" in capsys.readouterr().err
 
 
+def test_run_tells_what_diverged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    wild = "{ steps = 9, compile = false, learning_rate = 1e30, clip = 1e30 }"
+    Path("wild.toml").write_text(f'name = "wild"\n[[entry]]\nbase = "digits-mlp"\ntraining = {wild}\n')
+    assert main(["run", "wild.toml", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^digits-mlp +diverged at step \d", said, re.MULTILINE)
+    assert "runs/results.jsonl: 1 rows of wild" in said
+
+
 def test_evaluate_prints_metrics_floor_and_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "digits-mlp", "--count", "120", "--steps", "3", "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -16,9 +16,10 @@ from nca_lib import weights
 from nca_lib.canvas import formats, outofcore
 from nca_lib.canvas.outofcore import Canvas, Plan
 from nca_lib.canvas.tiles import sample_region
+from nca_lib.data.images import to_pixels
 from nca_lib.devices import device_of, worth_compiling
 from nca_lib.errors import CanvasError
-from nca_lib.files import writing
+from nca_lib.files import check_writable, writing
 from nca_lib.samplers import SAMPLERS
 
 
@@ -65,6 +66,10 @@ def _canvas(arguments: argparse.Namespace, extra: list[str]) -> None:
         raise CanvasError(f"--out: the folder {out.parent} does not exist")
     if out.exists() and not arguments.force:
         raise CanvasError(f"{out} exists; add --force to overwrite it, or choose another name")
+    if out.suffix != ".zarr":
+        check_writable(out)
+    if arguments.mpp is not None and not 0 < arguments.mpp < math.inf:
+        raise CanvasError(f"--mpp: {arguments.mpp:g} micrometres; a pixel's size is more than 0")
     if arguments.region:
         device = device_of(arguments.device)
         image = sample_region(
@@ -76,8 +81,9 @@ def _canvas(arguments: argparse.Namespace, extra: list[str]) -> None:
             arguments.seed,
             sampler=SAMPLERS[arguments.sampler],
             steps=arguments.steps,
+            tile=arguments.tile,
         )
-        _write(arguments, out, formats.to_pixels(image[0]))
+        _write(arguments, out, to_pixels(image[0]).numpy())
     else:
         folder = out.with_name(out.name + ".canvas")
         canvas = _begin(arguments, folder, height, width)

@@ -13,9 +13,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nca_lib.canvas.outofcore import Canvas
+from nca_lib.data.images import to_pixels
 from nca_lib.errors import CanvasError
 from nca_lib.extras import extra
 
@@ -40,11 +40,6 @@ class Picture(Protocol):
         ...
 
 
-def to_pixels(image: Tensor) -> np.ndarray:
-    """An image in [-1, 1] as uint8, rounded as `sample` rounds; same shape."""
-    return (image.cpu().float() / 2 + 0.5).mul(255).add(0.5).clamp(0, 255).to(torch.uint8).numpy()
-
-
 class Finished:
     """A finished canvas as a [`Picture`][]."""
 
@@ -53,7 +48,7 @@ class Finished:
         self.shape = (canvas.image.shape[1], *canvas.size)
 
     def __getitem__(self, part: tuple[slice, slice, slice], /) -> np.ndarray:
-        return to_pixels(torch.from_numpy(self.canvas.finished(part[1], part[2])))
+        return to_pixels(torch.from_numpy(self.canvas.finished(part[1], part[2]))).numpy()
 
 
 def write_pyramid(

@@ -36,7 +36,7 @@ from nca_lib.extras import extra
 from nca_lib.files import write_atomically
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, Purpose, firing_from
-from nca_lib.samplers import SAMPLERS, SamplerState
+from nca_lib.samplers import SAMPLERS, SamplerState, timestep_array
 
 Progress = Callable[[float, float], None]
 
@@ -208,7 +208,8 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
         spare: bytes that will be needed beside it, for what is made of it.
 
     Raises:
-        CanvasError: the model is no local automaton, the disk is too small, or `steps` not within 1..T.
+        CanvasError: the model is no local automaton, or the disk is too small.
+        UsageError: `steps` is not within 1..T.
     """
     with extra("canvas"):
         import zarr
@@ -218,11 +219,7 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
     network = local_network(model)
     if isinstance(network, FourierDiffNCA):
         raise CanvasError("a FourierDiffNCA hears its whole canvas at each call; it samples in memory only")
-    timesteps = cast(Denoiser, model).schedule.timesteps
-    if not 1 <= plan.steps <= timesteps:
-        raise CanvasError(
-            f"steps is {plan.steps}; the schedule has {timesteps} timesteps, so 1 to {timesteps}"
-        )
+    timestep_array(cast(Denoiser, model).schedule.timesteps, plan.steps)  # refuses as the samplers do
     names = ["image", "clean"] if plan.sampler == "dpm_solver" else ["image"]
     shape = (2, network.image_channels, plan.height, plan.width)
     needed = 4 * math.prod(shape) * len(names) + spare
@@ -266,7 +263,7 @@ def run(
     for step, place in canvas.remaining():
         before = [nodes[name] for at in canvas.neighbours(place) if (name := _name(step - 1, at)) in nodes]
         name = _name(step, place)
-        nodes[name] = task(str(canvas.folder), plan, step, place, before, dask_key_name=name)
+        nodes[name] = task(str(canvas.folder), plan, canvas.sha256, step, place, before, dask_key_name=name)
         sides = [min(plan.tile, side - plan.tile * at) for side, at in zip(canvas.size, place, strict=True)]
         work[name] = math.prod(sides) / len(plan.calls) / 1e6
         total += work[name]
@@ -299,11 +296,13 @@ def _name(step: int, place: tuple[int, int]) -> str:
     return f"step-{step}-tile-{place[0]}-{place[1]}"
 
 
-def _advance(folder: str, plan: Plan, step: int, place: tuple[int, int], before: list[None]) -> None:
+def _advance(
+    folder: str, plan: Plan, sha256: str, step: int, place: tuple[int, int], before: list[None]
+) -> None:
     """One task of the graph; `before` only says what must have been done."""
-    _canvas(folder, plan).advance(step, place)
+    _canvas(folder, plan, sha256).advance(step, place)
 
 
 @lru_cache(maxsize=1)
-def _canvas(folder: str, plan: Plan) -> Canvas:
+def _canvas(folder: str, plan: Plan, sha256: str) -> Canvas:
     return Canvas(folder)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from nca_lib.data.images import to_float
+from nca_lib.data.images import to_float, to_pixels
 from nca_lib.errors import DataError
 from nca_lib.files import check_writable, write_atomically
 
@@ -104,13 +104,13 @@ def write(image: Tensor, path: str | Path, like: Original | None = None, force: 
     path = Path(path)
     check_output(path, force, like)
     mode = like.mode if like else "RGB" if len(image) == 3 else "L"
-    values = image.detach().cpu().float().clamp(-1, 1) / 2 + 0.5
+    image = image.detach().cpu().float().clamp(-1, 1)
     if mode != "RGB" and len(image) == 3:
-        values = (values * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
+        image = (image * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0, keepdim=True)
     if mode == "I;16":
-        picture = Image.fromarray((values[0] * 65535).round().numpy().astype(np.uint16))
+        picture = Image.fromarray(((image[0] / 2 + 0.5) * 65535).round().numpy().astype(np.uint16))
     else:
-        pixels = (values * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        pixels = to_pixels(image).permute(1, 2, 0).numpy()
         picture = Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels.repeat(3 // len(image), axis=2))
     if like and like.alpha:
         picture.putalpha(like.alpha.resize(picture.size, Image.Resampling.BILINEAR))

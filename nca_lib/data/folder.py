@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from nca_lib.data.images import Orientations, Split, random_crop, to_float
+from nca_lib.data.images import Orientations, Split, listing_hash, random_crop, to_float
 from nca_lib.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
@@ -73,12 +73,7 @@ class Folder:
                 width, height = image.size
                 if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
                     width, height = height, width
-        except (
-            OSError,
-            SyntaxError,
-            ValueError,
-            Image.DecompressionBombError,
-        ) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"unreadable ({type(error).__name__})"
         usable = width // self.downscale
         if self.in_space:
@@ -115,8 +110,7 @@ class Folder:
 
     def fingerprint(self) -> str:
         """Hash of the files' names and sizes."""
-        listing = "\n".join(f"{file.name} {file.stat().st_size}" for file in self.files)
-        return hashlib.sha256(listing.encode()).hexdigest()[:16]
+        return listing_hash(self.files)
 
 
 @lru_cache(maxsize=64)

@@ -91,6 +91,11 @@ def to_float(image: np.ndarray | Image.Image) -> Tensor:
     return array.permute(2, 0, 1).contiguous() / 127.5 - 1
 
 
+def to_pixels(image: Tensor) -> Tensor:
+    """Any shape in [-1, 1] as uint8 on the CPU, the nearest of 256 levels: what every picture file holds."""
+    return ((image.detach().cpu().float().clamp(-1, 1) / 2 + 0.5) * 255).round().to(torch.uint8)
+
+
 def hash_of(tensor: Tensor) -> str:
     """A hash of a tensor's numbers, for fingerprints."""
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,7 @@ def _open(file: Path) -> Any:
         return library(str(file))
     except Exception as error:  # each library raises its own kinds
         raise DataError(f"unreadable ({type(error).__name__})") from error
+
+
+if hasattr(os, "register_at_fork"):  # a worker that is forked would share its files' positions with others
+    os.register_at_fork(after_in_child=_open.cache_clear)

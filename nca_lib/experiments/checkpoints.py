@@ -148,10 +148,10 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 )
 
 
-def differences(before: Experiment, now: Experiment, free: set[str] = FREE) -> dict[str, tuple[Any, Any]]:
-    """What two experiments differ in: by dotted key, both values; `free` are keys that do not count."""
+def differences(before: Experiment, now: Experiment) -> dict[str, tuple[Any, Any]]:
+    """What two experiments differ in, but for the keys in `FREE`: by dotted key, both values."""
     old, new = (_flat(experiment.to_dict()) for experiment in (before, now))
-    keys = sorted((old.keys() | new.keys()) - free)
+    keys = sorted((old.keys() | new.keys()) - FREE)
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
@@ -162,15 +162,15 @@ def _flat(mapping: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def experiment_of(folder: str | Path, state: Mapping[str, Any] | None = None) -> Experiment | None:
+def experiment_of(folder: Path, state: Mapping[str, Any]) -> Experiment | None:
     """The experiment that a folder's training runs: as its checkpoint says, or its settings file."""
-    if state and "experiment" in state:
+    if "experiment" in state:
         return Experiment.from_dict(state["experiment"])
-    path = Path(folder) / "experiment.toml"
+    path = folder / "experiment.toml"
     return Experiment.read(path) if path.is_file() else None
 
 
-def refuse_other(folder: str | Path, differs: Mapping[str, tuple[Any, Any]], cure: str) -> None:
+def refuse_other(folder: Path, differs: Mapping[str, tuple[Any, Any]]) -> None:
     """Refuse to go on with other settings than a folder's training has.
 
     Raises:
@@ -178,7 +178,10 @@ def refuse_other(folder: str | Path, differs: Mapping[str, tuple[Any, Any]], cur
     """
     if differs:
         named = ", ".join(f"{key} = {old!r} (not {new!r})" for key, (old, new) in differs.items())
-        raise ExperimentError(f"{folder} holds a training with {named}; {cure}")
+        raise ExperimentError(
+            f"{folder} holds a training with {named}; take its settings or another folder, "
+            "or add --resume-anyway (resume_anyway=True)"
+        )
 
 
 class Stop:

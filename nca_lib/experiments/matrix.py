@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import resources
@@ -41,7 +41,7 @@ from nca_lib.evaluation.evaluate import evaluate_model, generator
 from nca_lib.experiments.files import Layer, merged, read_matrix
 from nca_lib.experiments.settings import CHECKED, Experiment, message
 from nca_lib.experiments.training import snapshot_steps, train
-from nca_lib.files import locked, write_atomically, writing
+from nca_lib.files import locked, write_atomically
 from nca_lib.samplers import sample
 
 
@@ -128,8 +128,6 @@ def run(
     if unknown:
         raise ExperimentError(f"{', '.join(sorted(unknown))}: no such entry in matrix {matrix.name}")
     table = Path(table)
-    with writing(table):
-        table.parent.mkdir(parents=True, exist_ok=True)
     if said := mend(table):
         progress(said)
     done = [_identity(row) for row in rows(table)]
@@ -229,22 +227,28 @@ def rows(table: str | Path) -> list[dict[str, Any]]:
 
 def mend(table: Path) -> str:
     """Keep aside the half row that an interrupted write left at a table's end; returns what to say."""
-    text = table.read_bytes() if table.is_file() else b""
-    whole, _, half = text.rpartition(b"\n")
-    try:
-        if half.strip():
-            json.loads(half)
-        return ""
-    except ValueError:
-        aside = table.with_name(table.name + ".half")
-        write_atomically(aside, half)
-        write_atomically(table, whole + b"\n" if whole else b"")
-        return f"{table}: its last line was half a row; it is kept in {aside}"
+    with _changing(table):
+        text = table.read_bytes() if table.is_file() else b""
+        whole, _, half = text.rpartition(b"\n")
+        try:
+            if half.strip():
+                json.loads(half)
+            return ""
+        except ValueError:
+            aside = table.with_name(table.name + ".half")
+            write_atomically(aside, half)
+            write_atomically(table, whole + b"\n" if whole else b"")
+            return f"{table}: its last line was half a row; it is kept in {aside}"
+
+
+def _changing(table: Path) -> AbstractContextManager[None]:
+    # What is read within the block and written anew loses no rows of another process.
+    return locked(table.with_name(table.name + ".lock"), wait=True)
 
 
 def _append(table: Path, more: Sequence[Mapping[str, Any]]) -> None:
     """Add rows; the table is written anew, so that a full disk leaves the old one."""
-    with locked(table.with_name(table.name + ".lock"), wait=True):
+    with _changing(table):
         text = table.read_bytes() if table.is_file() else b""
         if text and not text.endswith(b"\n"):
             text += b"\n"

@@ -123,8 +123,7 @@ class Run:
             before = checkpoints.experiment_of(self.folder, state)
             differs = checkpoints.differences(before, self.experiment) if before else {}
             if not anyway:
-                cure = "take its settings or another folder, or add --resume-anyway (resume_anyway=True)"
-                checkpoints.refuse_other(self.folder, differs, cure)
+                checkpoints.refuse_other(self.folder, differs)
             self.resumed_anyway = list(state.get("resumed_anyway", []))
             if differs:
                 changed = {key: list(values) for key, values in differs.items()}

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from nca_lib.data.files import sheet, write
 from nca_lib.devices import arithmetic, compile_step, compiler_failed, device_of
-from nca_lib.errors import DivergedError, TrainingError
+from nca_lib.errors import DivergedError, ExperimentError, TrainingError
 from nca_lib.experiments import checkpoints
 from nca_lib.experiments.optimizers import optimizers_of
 from nca_lib.experiments.parallel import (
@@ -137,7 +137,8 @@ def train(
     Raises:
         DivergedError: the loss or a gradient became infinite or NaN; the last good checkpoint is kept.
         TrainingError: no checkpoint is whole; or of several processes, one cannot compile.
-        ExperimentError: the checkpoint is of other settings than the experiment.
+        ExperimentError: the checkpoint is of other settings than the experiment, or `init_from` of another
+            model.
         OutputError: the folder cannot be written, or another process trains in it.
     """
     folder, device, options = Path(folder), device_of(device), experiment.training
@@ -179,7 +180,13 @@ def _train(
     torch.manual_seed(options.seed)
     task = task_of(experiment, device)
     if options.init_from:
-        task.model.load_state_dict(load(options.init_from).state_dict())
+        try:
+            task.model.load_state_dict(load(options.init_from).state_dict())
+        except RuntimeError as error:
+            differs = str(error).splitlines()[1].strip()
+            raise ExperimentError(
+                f"training.init_from: {options.init_from} is another model: {differs}"
+            ) from error
     average = Average(task.model, options.ema)
     optimizers = optimizers_of(task.model, options)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]

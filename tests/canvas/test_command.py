@@ -92,10 +92,14 @@ def test_what_was_stopped_goes_on(tiny, tmp_path, capsys, monkeypatch):
         (["--size", "64x64", "--out", "a.jpg"], "none of .tiff, .zarr, .png"),
         (["--size", "64x64", "--out", "nowhere/a.png"], "the folder nowhere does not exist"),
         (["--size", "64x64", "--out", "here.png"], "add --force"),
+        (["--size", "64x64", "--out", "photos.png", "--force"], "photos.png is no file"),
+        (["--size", "64x64", "--out", "a.tiff", "--mpp", "0"], "--mpp: 0 micrometres"),
+        (["--size", "64x64", "--out", "a.tiff", "--mpp", "nan"], "--mpp: nan micrometres"),
     ],
 )
 def test_refusals(tiny, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.png").touch()
+    (tmp_path / "photos.png").mkdir()
     assert main(["canvas", tiny, *arguments]) == 2
     assert message in capsys.readouterr().err

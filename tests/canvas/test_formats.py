@@ -1,10 +1,15 @@
 """The files, opened by what others open them with."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from nca_lib.canvas.formats import write_png, write_pyramid, write_tiff
+from nca_lib.canvas.formats import Finished, write_png, write_pyramid, write_tiff
 from nca_lib.canvas.tiles import CanvasError
+from nca_lib.data.files import write
 
 
 @pytest.fixture
@@ -105,3 +110,14 @@ def test_a_png_has_its_limit(tmp_path):
     huge = np.broadcast_to(np.uint8(0), (3, 8193, 8192))
     with pytest.raises(CanvasError, match=r"8192x8193 is too large for \.png"):
         write_png(tmp_path / "a.png", huge)
+
+
+def test_halves_of_a_grey_level_are_rounded_as_in_other_pictures(tmp_path):
+    image = (torch.arange(511.0) / 255 - 1).expand(3, 2, -1)
+    on_disk = SimpleNamespace(
+        image=np.zeros((2, 3, 2, 511)), size=(2, 511), finished=lambda y, x: image[:, y, x].numpy()
+    )
+    write_png(tmp_path / "canvas.png", Finished(on_disk))
+    write(image, tmp_path / "sample.png")
+    pictures = [np.array(Image.open(tmp_path / f"{name}.png")) for name in ("canvas", "sample")]
+    assert np.array_equal(*pictures)

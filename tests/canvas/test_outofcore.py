@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 
-from nca_lib import load, sample
+from nca_lib import load, sample, weights
 from nca_lib.canvas import TiledDenoiser
 from nca_lib.canvas.outofcore import Canvas, Plan, create, run
 from nca_lib.canvas.tiles import CanvasError
@@ -125,6 +127,19 @@ def test_what_reads_back_differently_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(type(canvas.image), "__setitem__", lambda a, key, value: write(a, key, value * 0))
     with pytest.raises(CanvasError, match="does not read back"):
         run(canvas)
+
+
+def test_the_same_plan_with_other_weights_is_another_canvas(tiny, tmp_path):
+    plan = Plan(str(tmp_path / "mine.safetensors"), 20, 20, tile=10, sampler="ddim", steps=2)
+    for change in (0.0, 0.1):
+        model = load(tiny)
+        with torch.no_grad():
+            model.network.cell.narrow.bias += change
+        weights.save(model, plan.model, {"experiment": weights.record(tiny)["experiment"]})
+        canvas = create(tmp_path / "canvas", plan)
+        run(canvas)
+        assert np.array_equal(canvas.finished(ALL, ALL), in_memory(plan))
+        shutil.rmtree(tmp_path / "canvas")
 
 
 def test_refusals(tiny, tmp_path):

@@ -1,5 +1,6 @@
 """Whole slides in crops, tried on slides that we wrote ourselves."""
 
+import multiprocessing
 import sys
 
 import numpy as np
@@ -46,6 +47,18 @@ def test_a_crop_shows_its_place_at_its_resolution(tmp_path, library, mpp):
         assert float(crop[0, :, -1].mean() - crop[0, :, 0].mean()) * 8 == pytest.approx(31 * reduction, abs=9)
         assert torch.allclose(crop[2], torch.tensor(200.0))
         assert float(crop[0].max()) < 0.75 * SIZE / 8  # one patient: the right quarter is held out
+
+
+def opened():
+    return _open.cache_info().currsize
+
+
+def test_a_forked_process_opens_slides_of_its_own(tmp_path, library):
+    slide(tmp_path / "a.tiff")
+    Slides(str(tmp_path), size=16, mpp=0.5)
+    assert opened() == 1
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(opened) == 0
 
 
 def test_crops_lie_on_tissue(tmp_path):

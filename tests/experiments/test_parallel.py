@@ -91,12 +91,12 @@ def test_parts_make_up_the_whole() -> None:
         assert torch.equal(torch.cat(found), expected)
 
 
-def test_a_batch_that_cannot_be_cut_is_refused() -> None:
+def test_a_batch_that_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     assert parts(Training(batch=8, accumulate=2)) == [Part(0, 2), Part(1, 2)]
     with pytest.raises(ValueError, match=r"batch is 9; 1 processes times training.accumulate = 2 .* of 2"):
         parts(Training(batch=9, accumulate=2))
     with pytest.raises(ValueError, match=r"training.accumulate: a growing automaton"):
-        train(growing("grow", accumulate=2), "unused", device="cpu", progress=False)
+        train(growing("grow", accumulate=2), tmp_path, device="cpu", progress=False)
 
 
 KILLED = """

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from nca_lib import devices, fast, weights
-from nca_lib.errors import TrainingError
+from nca_lib.errors import ExperimentError, TrainingError
 from nca_lib.experiments import state
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import DiffusionTask
@@ -363,6 +363,11 @@ def test_training_can_start_from_trained_weights(tmp_path: Path) -> None:
     record = weights.record(tmp_path / "same" / "model.safetensors")
     assert (record["steps"], record["images_seen"], record["training_loss"]) == (0, 0, None)
     assert record["held_out_loss"] > 0
+
+
+def test_weights_of_another_model_are_no_start(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"^training.init_from: digits-mlp is another model: .*key.*$"):
+        train(diffusing(init_from="digits-mlp"), tmp_path, device="cpu", progress=False)
 
 
 def test_a_student_learns_what_its_teacher_predicts(tmp_path: Path) -> None:
