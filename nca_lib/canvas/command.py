@@ -56,6 +56,10 @@ def _canvas(arguments: argparse.Namespace, extra: list[str]) -> None:
         raise CanvasError(f"{extra[0]!r}: unknown argument")
     if (arguments.size is None) == (arguments.region is None):
         raise CanvasError("give --size WIDTHxHEIGHT, or --region X,Y,WIDTHxHEIGHT")
+    told = [f"--{name}" for name in ("wrap", "scheduler", "resume") if getattr(arguments, name)]
+    told += ["--workers"] if arguments.workers > 1 else []
+    if arguments.region and told:
+        raise CanvasError(f"--region is drawn in one go, in memory; it takes no {told[0]}")
     out = Path(arguments.out)
     x, y, width, height = _numbers(arguments)
     if out.suffix not in {".tiff", ".tif", ".zarr", ".png"}:

@@ -88,6 +88,8 @@ def test_what_was_stopped_goes_on(tiny, tmp_path, capsys, monkeypatch):
         (["--size", "9000x9000", "--out", "a.png"], ".tiff and .zarr hold it"),
         (["--size", "64", "--out", "a.png"], "--size is WIDTHxHEIGHT"),
         (["--region", "64x64", "--out", "a.png"], "--region is X,Y,WIDTHxHEIGHT"),
+        (["--region", "0,0,8x8", "--wrap", "--out", "a.png"], "it takes no --wrap"),
+        (["--region", "0,0,8x8", "--workers", "2", "--out", "a.png"], "it takes no --workers"),
         (["--out", "a.png"], "give --size"),
         (["--size", "64x64", "--out", "a.jpg"], "none of .tiff, .zarr, .png"),
         (["--size", "64x64", "--out", "nowhere/a.png"], "the folder nowhere does not exist"),
