@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -282,6 +283,7 @@ def run(
         return
     with contextlib.ExitStack() as stack:
         if scheduler is None:
+            stack.enter_context(_same_environment())
             # By default a task that has seen three workers die is given up.
             stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 20}))
             cluster = LocalCluster(workers, threads_per_worker=1, dashboard_address=None, silence_logs=50)
@@ -290,6 +292,17 @@ def run(
         for future in as_completed(client.compute(list(nodes.values()), optimize_graph=False)):
             future.result()
             tell(future.key)
+
+
+@contextlib.contextmanager
+def _same_environment() -> Iterator[None]:
+    """Undo what Dask sets in this process for the workers that it starts, one thread for all among it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _name(step: int, place: tuple[int, int]) -> str:

@@ -169,8 +169,10 @@ def test_two_workers_one_of_which_is_killed(tiny, tmp_path):
             killed.append(children(os.getpid())[0])
             os.kill(killed[0], signal.SIGKILL)
 
+    before = dict(os.environ)
     run(canvas, workers=2, progress=kill_one)
     assert killed
+    assert dict(os.environ) == before  # what is started later computes with as many threads as ever
     assert np.array_equal(canvas.finished(ALL, ALL), in_memory(plan))
 
 
