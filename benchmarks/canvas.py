@@ -28,7 +28,7 @@ from nca_lib.canvas.outofcore import Plan, create, run
 from nca_lib.canvas.tiles import TiledDenoiser
 from nca_lib.diffusion import Denoiser
 
-MODEL = "diff-nca-tissue"
+MODEL = "tissue-diff-nca"
 
 
 def make(plan: Plan, workers: int = 1) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from nca_lib.samplers import ddpm
 TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "editing.jsonl"
 COUNT, STEPS, SIZE = 64, 25, 32
 PART = 8  # images at a time, which the processor's cache holds
-MODELS = {"tissue": "diff-nca-tissue", "faces": "faces-fourier-long"}
+MODELS = {"tissue": "tissue-diff-nca", "faces": "faces-fourier"}
 HOLES = {
     "tissue": {"middle": (10, 22, 10, 22)},
     "faces": {"eye": (11, 19, 17, 27), "half": (0, 32, 16, 32)},

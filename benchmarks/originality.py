@@ -36,8 +36,8 @@ TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "ori
 SIZE, PATCHES, STEPS, SEED = 32, (8, 16, 32), 50, 11
 NOISE, BLUR = 0.1, 1.0  # of the controls: standard deviations, the blur's in pixels
 MODELS = {
-    "diff-nca-tissue": (32, 128),
-    "faces-fourier-long": (32,),
+    "tissue-diff-nca": (32, 128),
+    "faces-fourier": (32,),
     "faces-diff-nca": (32,),
 }  # and the sizes of their canvases
 Row = dict[str, Any]

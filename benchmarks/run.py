@@ -184,12 +184,12 @@ def peak_of(seen: Any) -> float:
 
 
 def samples(device: torch.device) -> dict[str, Any]:
-    """A 32x32 face of `faces-fourier-long`: 300 calls of DDPM, literal, against 10 of DPM-Solver++, fast.
+    """A 32x32 face of `faces-fourier`: 300 calls of DDPM, literal, against 10 of DPM-Solver++, fast.
 
     Chapter 8 measures that both are as near to the data, within 5%.
     """
     torch._dynamo.reset()
-    slow, fast = (nca_lib.load("faces-fourier-long", device) for _ in range(2))
+    slow, fast = (nca_lib.load("faces-fourier", device) for _ in range(2))
     for module in slow.modules():
         if isinstance(module, DiffNCA):
             module.fast = False
@@ -301,7 +301,7 @@ def main() -> None:
         "denoiser call, FourierDiff-NCA 1.1m, 64x64": calls,
         "share of the matrix rate": share_of_peak(calls, rates),
         "training step, Diff-NCA 336k, 32x32, batch 4": training_steps(device),
-        "sample, faces-fourier-long, 32x32": samples(device),
+        "sample, faces-fourier, 32x32": samples(device),
         "sample, FourierDiff-NCA 1.1m, 64x64, 10 calls": published_sample(device),
         "evaluation": evaluation(device),
         "import": import_time(),

@@ -86,7 +86,7 @@ def portraits() -> Image.Image:
         resources.files("nca_lib")
         / "experiments"
         / "results"
-        / "faces-fourier-long.png"
+        / "faces-fourier.png"
     )
     with resources.as_file(grid) as path:
         rows = Image.open(path).convert("RGB")
@@ -97,7 +97,7 @@ def portraits() -> Image.Image:
 
 def main() -> None:
     """Make them all."""
-    model = nca_lib.load("diff-nca-tissue")
+    model = nca_lib.load("tissue-diff-nca")
     compile_step(model, torch.device("cpu"))
     four = [
         Image.fromarray(to_uint8(image))

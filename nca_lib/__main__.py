@@ -319,7 +319,7 @@ def _add_editing(commands: Any) -> None:
     def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=about)
         command.add_argument("image", help="an image file of any size and mode")
-        command.add_argument("--model", default="diff-nca-tissue", help="default diff-nca-tissue")
+        command.add_argument("--model", default="tissue-diff-nca", help="default tissue-diff-nca")
         command.add_argument("--steps", type=_positive, default=25, help="noise levels (default 25)")
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--out", default=f"{name}.png", help=f"the file to write (default {name}.png)")
@@ -344,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, extra = parser.parse_known_args(argv)
     if arguments.command is None:
         parser.error(
-            "which command? For a first picture: python -m nca_lib sample diff-nca-tissue; "
+            "which command? For a first picture: python -m nca_lib sample tissue-diff-nca; "
             "for all of them: python -m nca_lib --help"
         )
     try:

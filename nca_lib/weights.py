@@ -1,6 +1,6 @@
 """Trained weights: safetensors files that hold a record of how they came about.
 
-`load("diff-nca-tissue")` reads what ships with the library; `load("runs/mine/model.safetensors")` reads what
+`load("tissue-diff-nca")` reads what ships with the library; `load("runs/mine/model.safetensors")` reads what
 you trained. No pickle is ever loaded, except another implementation's checkpoint, through
 `torch.load(weights_only=True)`.
 """

@@ -90,7 +90,7 @@ def test_dependencies_alone_train_sample_and_show(absent: set[str], tmp_path: Pa
 
 def test_a_missing_extra_is_named_in_one_line(absent: set[str], tmp_path: Path) -> None:
     needed = [
-        (["train", "diff-nca-tissue"], "skimage", "data"),
+        (["train", "tissue-diff-nca"], "skimage", "data"),
         (["train", "digits-mlp"], "sklearn", "data"),
         (["train", "faces-unet"], "diffusers", "baselines"),
         (["run", "faces"], "torchmetrics", "evaluation"),

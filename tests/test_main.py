@@ -34,7 +34,7 @@ def test_same_seed_gives_the_same_picture_and_another_seed_another(tmp_path: Pat
 
 def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> None:
     out = tmp_path / "wide.png"
-    arguments = ["sample", "diff-nca-tissue", "--size", "24x16", "--steps", "2", "--out", str(out)]
+    arguments = ["sample", "tissue-diff-nca", "--size", "24x16", "--steps", "2", "--out", str(out)]
     assert main(arguments) == 0
     assert Image.open(out).size == (24, 16)
     assert main([*arguments, "--count", "3", "--columns", "3"]) == 2  # it exists
@@ -61,13 +61,13 @@ def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> No
         (["sample", "digits-mlp", "--size", "8x8", "--device", "toaster"], ["toaster", "cpu"]),
         (["sample", "growing-grow"], ["GrowingNCA", "draws no images"]),
         (["sample", "digits-mlp", "--colour", "red"], ["--colour"]),
-        (["train", "nonsense"], ["nonsense", "diff-nca-tissue"]),
+        (["train", "nonsense"], ["nonsense", "tissue-diff-nca"]),
         (["train", "digits-mlp", "--training.stepz", "3"], ["training.stepz", "'steps'"]),
         (["train", "digits-mlp", "--training.steps", "many"], ["training.steps", "'many'", "int"]),
         (["train", "digits-mlp", "--training.batch", "0"], ["training.batch", "0"]),
         (["train", "digits-mlp", "--minutes", "nan"], ["training.minutes", "nan"]),
         (["train", "digits-mlp", "--name", "../x"], ["name", "'../x'"]),
-        (["show", "nonsense"], ["nonsense", "diff-nca-tissue"]),
+        (["show", "nonsense"], ["nonsense", "tissue-diff-nca"]),
         (["show", "faces/nonsense"], ["nonsense", "faces-fourier"]),
         (["train", "digits-mlp", "--training.steps"], ["--training.steps", "value"]),
         (

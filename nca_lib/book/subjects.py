@@ -57,8 +57,8 @@ def shipped() -> list[Subject]:
     faces, tissue = Faces(32, split="test"), Tissue(32, downscale=2)
     sources: list[tuple[str, str, Tensor]] = [
         ("digits", "digits-fourier", Digits(32, split="test").images[:16]),
-        ("tissue", "diff-nca-tissue", torch.stack([tissue.image(n, rng) for n in range(16)])),
-        ("faces", "faces-fourier-long", torch.stack([faces.image(n, rng) for n in range(16)])),
+        ("tissue", "tissue-diff-nca", torch.stack([tissue.image(n, rng) for n in range(16)])),
+        ("faces", "faces-fourier", torch.stack([faces.image(n, rng) for n in range(16)])),
     ]
     return [Subject(name, cast(Denoiser, load(kind)), images, kind) for name, kind, images in sources]
 

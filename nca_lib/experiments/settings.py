@@ -1,6 +1,6 @@
 """An experiment as one file: a dataclass that is read from TOML and written back.
 
-    name = "diff-nca-tissue"
+    name = "tissue-diff-nca"
     [model]
     kind = "diff-nca"
     channels = 48

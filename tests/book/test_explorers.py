@@ -38,9 +38,9 @@ def digits() -> Subject:
 
 @pytest.fixture(scope="module")
 def tissue() -> Subject:
-    model: Any = nca_lib.load("diff-nca-tissue")
+    model: Any = nca_lib.load("tissue-diff-nca")
     model.network.steps = 1
-    return Subject("tissue", model, torch.zeros(1, 3, 16, 16), "diff-nca-tissue")
+    return Subject("tissue", model, torch.zeros(1, 3, 16, 16), "tissue-diff-nca")
 
 
 def traits(shown: HTML) -> dict[str, Any]:

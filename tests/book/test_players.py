@@ -29,7 +29,7 @@ def grower() -> GrowingNCA:
 
 @pytest.fixture
 def tissue() -> Subject:
-    model = nca_lib.load("diff-nca-tissue")
+    model = nca_lib.load("tissue-diff-nca")
     model.network.steps, model.network.update_probability = 4, 0.5
     return Subject("tissue", model, torch.zeros(1, 3, 16, 16))
 

@@ -24,7 +24,7 @@ from nca_lib.book.subjects import Subject
 from nca_lib.data.digits import Digits
 images = Digits(8).images
 digits = Subject("digits", nca_lib.load("digits-mlp"), images[:20])
-tissue = Subject("tissue", nca_lib.load("diff-nca-tissue"), images[:1])
+tissue = Subject("tissue", nca_lib.load("tissue-diff-nca"), images[:1])
 growing = nca_lib.load("growing-regenerate")""",
     "demo.noise_explorer(images[:20])",
     "explorers.size_explorer(tissue)",

@@ -68,9 +68,13 @@ def test_an_entry_of_a_matrix_is_shown_by_its_name(tmp_path: Path) -> None:
 
 
 def test_columns_are_aligned_and_lines_fit() -> None:
-    lines = show("diff-nca-tissue", width=90).splitlines()
+    lines = show("tissue-diff-nca", width=90).splitlines()
     assert max(map(len, lines)) <= 90
     table = [line for line in lines[1:] if line.startswith("  ")]
-    origin = next(line for line in table if line.startswith("  minutes ")).index("diff-nca-tissue")
-    starts = {re.search(r"default|diff-nca-tissue", line[origin:]) for line in table if line[2] != " "}
+    origin = next(line for line in table if line.startswith("  channels ")).index("tissue-diff-nca")
+    starts = {
+        re.search(r"default|tissue-diff-nca|tissue-fourier|faces-fourier", line[origin:])
+        for line in table
+        if line[2] != " "
+    }
     assert all(match and match.start() == 0 for match in starts)
