@@ -150,7 +150,7 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 def differences(before: Experiment, now: Experiment) -> dict[str, tuple[Any, Any]]:
     """What two experiments differ in, but for the keys in `FREE`: by dotted key, both values."""
-    old, new = (_flat(experiment.to_dict()) for experiment in (before, now))
+    old, new = (_flat(experiment.spelt_out()) for experiment in (before, now))
     keys = sorted((old.keys() | new.keys()) - FREE)
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 

@@ -163,7 +163,7 @@ def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: row.get(key) for key in ("matrix", "weights", "evaluation", "experiment")}
     # A row older than a setting was made with that setting's default.
     with suppress(ExperimentError):
-        kept["experiment"] = Experiment.from_dict(row["experiment"]).to_dict()
+        kept["experiment"] = Experiment.from_dict(row["experiment"]).spelt_out()
     return kept
 
 

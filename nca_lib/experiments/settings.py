@@ -276,6 +276,15 @@ class Experiment:
         }
         return tomli_w.dumps({"name": name, **known})
 
+    def spelt_out(self) -> dict[str, Any]:
+        """All settings as plain data, with what model and data take by default: equal runs are equal here."""
+        settings = self.to_dict()
+        for part, kinds in KINDS.items():
+            taken = arguments(kinds[settings[part]["kind"]]).items()
+            defaults = {name: each.default for name, each in taken if each.default is not each.empty}
+            settings[part] = defaults | settings[part]
+        return settings
+
     def build_model(self) -> nn.Module:
         """The untrained model: a [`Denoiser`][], or of kind vnca or growing-nca that class."""
         options = dict(self.model)

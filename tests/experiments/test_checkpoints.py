@@ -19,7 +19,7 @@ from test_training import assert_same_run, checkpoint, diffusing
 
 from nca_lib import weights
 from nca_lib.errors import DataError, ExperimentError, OutputError, TrainingError
-from nca_lib.experiments import tasks, training
+from nca_lib.experiments import checkpoints, tasks, training
 from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.training import train
 
@@ -277,3 +277,12 @@ def test_a_worker_that_cannot_read_says_so_in_one_line(
         with pytest.raises(DataError) as caught:
             run(tmp_path, workers=workers)
         assert str(caught.value) == "leaf.png: unreadable (truncated)"
+
+
+def test_a_default_that_is_spelt_out_is_no_other_setting() -> None:
+    plain = Experiment.from_dict({"name": "x", "model": {"kind": "diff-nca"}, "data": {"kind": "faces"}})
+    told = {"kind": "diff-nca", "weight_norm": True, "hidden": 512}
+    older = Experiment.from_dict({"name": "x", "model": told, "data": {"kind": "faces"}})
+    assert checkpoints.differences(plain, older) == {}
+    other = Experiment.from_dict({"name": "x", "model": told | {"hidden": 8}, "data": {"kind": "faces"}})
+    assert checkpoints.differences(plain, other) == {"model.hidden": (512, 8)}

@@ -1,0 +1,102 @@
+"""What chapters 4 and 5 say of the rows is so: where a comparison falls, the text falls with it."""
+
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nca_lib.experiments import matrix
+from nca_lib.experiments.comparison import Cost, at, curve, distance, models, rows
+
+EYES = ("nca-features-1", "efficientnet-lite0-block-7")
+TABLE = rows("shipped")
+
+
+def final(name: str) -> dict[str, Any]:
+    (row,) = [r for r in TABLE if r["name"] == name and r.get("weights") == "model"]
+    return row
+
+
+def duel(other: str, kind: Cost, eye: str = EYES[0]) -> tuple[float, float]:
+    """FourierDiff-NCA and another model of portraits at the largest budget that both have reached."""
+    both = [
+        curve(name, kind, [r for r in TABLE if r["matrix"] == "faces"], eye)
+        for name in ("faces-fourier", other)
+    ]
+    budget = min(points[-1][0] for points in both)
+    first, second = (at(points, budget) for points in both)
+    return first, second
+
+
+def calibration(eye: str, data: str) -> dict[str, Any]:
+    network = {EYES[0]: "nca-features-1", EYES[1]: "efficientnet-lite0 at 64"}[eye]
+    (row,) = [
+        r
+        for r in rows(Path(matrix.__file__).parent / "results" / "extractors.jsonl")
+        if (r["network"], r["data"], r["size"], r["count"]) == (network, data, 32, 512)
+        and r["layer"] in ("all", "block-7")
+    ]
+    return row
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_at_equal_images_the_automaton_is_ahead_of_every_unet(eye: str) -> None:
+    faces = {name: group[0] for name, group in models("faces").items()}
+    rivals = [row for name, row in faces.items() if "unet" in name]
+    assert len(rivals) >= 2 and {row["images_seen"] for row in faces.values()} == {64_000}
+    for rival in rivals:
+        assert distance(faces["faces-fourier"], eye) < distance(rival, eye)
+        kept = [row["metrics"]["coherence"]["all"] for row in (faces["faces-fourier"], rival)]
+        assert kept[0] > kept[1]
+
+
+def test_at_equal_operations_it_is_behind_and_at_equal_time_ahead() -> None:
+    mine, unet = duel("faces-unet", "operations")
+    assert mine > unet
+    assert math.isnan(duel("faces-unet-145k", "operations")[0])
+    for other in ("faces-unet", "faces-unet-145k"):
+        mine, unet = duel(other, "seconds")
+        assert mine < unet
+
+
+def test_more_parameters_help_the_unet_with_one_ruler_only() -> None:
+    small, large = final("faces-unet-145k"), final("faces-unet")
+    assert distance(large, EYES[0]) < distance(small, EYES[0])
+    assert distance(large, EYES[1]) > distance(small, EYES[1])
+
+
+def test_precision_of_the_extractors_about_diff_nca() -> None:
+    ours, theirs = (final("faces-diff-nca")["metrics"]["extractors"][eye]["precision"] for eye in EYES)
+    assert ours > 0.5 and theirs < 0.05
+
+
+def test_the_extractors_quarrel_about_tissue() -> None:
+    row = final("tissue-diff-nca")
+    assert distance(row, EYES[0]) < distance(final("faces-fourier"), EYES[0])
+    for name in models("tissue"):
+        assert distance(final(name), EYES[1]) > calibration(EYES[1], "tissue")["glued"]
+    ours, theirs = (calibration(eye, "tissue")["curves"]["noise"][1] for eye in EYES)
+    assert ours < 3 and theirs > max(calibration(EYES[1], "tissue")["curves"]["colour"])
+
+
+def test_every_rate_of_muon_beats_every_rate_of_adam_and_plain_weights_do_no_worse() -> None:
+    losses = {
+        r["name"].removeprefix("rates-"): r.get("held_out_loss", math.inf)
+        for r in TABLE
+        if r["matrix"] == "learning-rates"
+    }
+    for kind in ("fourier", "diff-nca", "unet"):
+        muon, adam = (
+            [loss for name, loss in losses.items() if name.startswith(f"{kind}-{optimizer}")]
+            for optimizer in ("muon", "adam")
+        )
+        assert len(muon) == len(adam) == 3 and max(muon) < min(adam)
+    best = {
+        kind: min(losses[f"{kind}-muon-{rate}"] for rate in ("0.01", "0.02", "0.04"))
+        for kind in ("fourier", "plain-weights", "batch-8", "batch-32", "plain-weights-batch-8")
+    }
+    assert best["plain-weights"] <= best["fourier"] * 1.01
+    for more, less in product(("batch-8",), ("fourier", "batch-32")):
+        assert best[more] < best[less]
