@@ -28,12 +28,12 @@ from nca_lib.evaluation import command as evaluation
 from nca_lib.experiments import files, settings
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import check_writable, write_atomically
+from nca_lib.processes import leads, processes
 from nca_lib.samplers import SAMPLERS
 
 
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     from nca_lib.experiments import checkpoints
-    from nca_lib.experiments.parallel import leads, processes
     from nca_lib.experiments.training import train
 
     overrides = _overrides(extra)
@@ -44,11 +44,9 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     resume, anyway = arguments.resume or arguments.resume_anyway, arguments.resume_anyway
     if checkpoints.newest(folder) and not resume:
         raise UsageError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
-    with processes():
-        train(experiment, folder, resume=resume, resume_anyway=anyway, device=arguments.device)
-        if not leads():
-            return
-    print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
+    train(experiment, folder, resume=resume, resume_anyway=anyway, device=arguments.device)
+    if leads():
+        print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
 
 
 def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
@@ -60,6 +58,8 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     rows = matrix.run(
         chosen, arguments.out, arguments.table, only=arguments.only or (), device=arguments.device
     )
+    if not leads():
+        return
     for row in rows:
         if "diverged" in row:
             print(f"{row['name']:28} diverged at {row['diverged']}")
@@ -348,7 +348,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "for all of them: python -m nca_lib --help"
         )
     try:
-        arguments.run(arguments, extra)
+        with processes():
+            arguments.run(arguments, extra)
     except NCAError as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
         return 1 if isinstance(error, ParallelError) else 2

@@ -12,6 +12,7 @@ from nca_lib.errors import UsageError
 from nca_lib.experiments.kinds import DATASETS
 from nca_lib.experiments.kinds import arguments as arguments_of
 from nca_lib.experiments.settings import Experiment
+from nca_lib.processes import leads
 from nca_lib.samplers import SAMPLERS
 
 
@@ -52,7 +53,8 @@ def _evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
         device=arguments.device,
         progress=True,
     )
-    print(json.dumps(result, indent=2))
+    if leads():
+        print(json.dumps(result, indent=2))
 
 
 def _experiment(model: str, overrides: dict[str, Any]) -> Experiment:

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from nca_lib.evaluation.judges import DigitJudge, FaceJudge, Judge
 from nca_lib.evaluation.metrics import KID_SUBSETS, NEIGHBOURS, Comparison, Measure
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import write_atomically
+from nca_lib.processes import agreed, leads, rank_and_size
 from nca_lib.samplers import SAMPLERS, sample
 from nca_lib.weights import digest
 
@@ -205,7 +205,7 @@ def evaluate(
     key = hashlib.sha256(json.dumps([full, batch], sort_keys=True).encode()).hexdigest()
     name = f"evaluation-{protocol}-{key[:12]}"
     finished = Path(folder) / f"{name}.json" if folder else None
-    if finished and finished.is_file():
+    if finished and agreed(finished.is_file()):
         return json.loads(finished.read_text())
     pieces = Pieces(Path(folder) / name if folder else None)
     measure = Measure([e.to(device) for e in extractors], judge, rules.published)
@@ -223,7 +223,7 @@ def evaluate(
         if judge and source in ("generated", held_out):
             (metrics if source == "generated" else floor_metrics).judged(values["judged"])
     result = {"metrics": metrics.compute(seed), "floor": floor_metrics.compute(seed), "recipe": full}
-    if finished and (not dist.is_initialized() or dist.get_rank() == 0):
+    if finished and leads():
         write_atomically(finished, json.dumps(result, indent=2).encode() + b"\n")
         shutil.rmtree(Path(str(pieces.folder)))
     return result
@@ -265,7 +265,7 @@ def _measure_all(
     progress: bool,
 ) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every batch's source and measurements; of several processes, each yields consecutive batches."""
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, processes = rank_and_size()
     with tqdm(total=sum(counts.values()) // processes, disable=not progress or rank > 0, unit="image") as bar:
         for source, make in sources.items():
             starts = range(0, counts[source], batch)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
 from nca_lib.data.images import to_float
 from nca_lib.errors import DataError, ExperimentError
-from nca_lib.experiments.parallel import PartNoise, gathered, parts
+from nca_lib.experiments.parallel import PartNoise, parts
 from nca_lib.experiments.settings import Experiment
 from nca_lib.noise import firing_from
+from nca_lib.processes import gathered
 
 
 def picture(source: str, size: int) -> Tensor:

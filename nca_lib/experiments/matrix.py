@@ -42,6 +42,7 @@ from nca_lib.experiments.files import Layer, merged, read_matrix
 from nca_lib.experiments.settings import CHECKED, Experiment, message
 from nca_lib.experiments.training import snapshot_steps, train
 from nca_lib.files import locked, write_atomically
+from nca_lib.processes import agreed, leads
 from nca_lib.samplers import sample
 
 
@@ -112,6 +113,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Train every entry and make its rows that are not in the table yet; return all rows of this matrix.
 
+    Of several processes ([`nca_lib.processes`][]) all train and evaluate together, and the first writes.
+
     Args:
         matrix: what to run.
         folder: each entry trains in `folder/NAME`, with samples in `folder/NAME/samples.png`.
@@ -127,10 +130,10 @@ def run(
     unknown = set(only) - {entry.name for entry in matrix.entries}
     if unknown:
         raise ExperimentError(f"{', '.join(sorted(unknown))}: no such entry in matrix {matrix.name}")
-    table = Path(table)
-    if said := mend(table):
-        progress(said)
-    done = [_identity(row) for row in rows(table)]
+    table, say = Path(table), progress if leads() else _nothing
+    if leads() and (said := mend(table)):
+        say(said)
+    done = agreed([_identity(row) for row in rows(table)] if leads() else [])
     for entry in matrix.entries:
         if only and entry.name not in only:
             continue
@@ -141,22 +144,26 @@ def run(
         ]
         missing = [row for row in wanted if _identity(row) not in done]
         if not missing:
-            progress(f"{entry.name}: done before")
+            say(f"{entry.name}: done before")
             continue
-        progress(f"{entry.name}: training")
+        say(f"{entry.name}: training")
         torch.compiler.reset()  # of one function no more than eight shapes are compiled
         place = Path(folder) / entry.name
         try:
             used = next(train(entry, place, resume=True, device=device).parameters()).device
         except DivergedError as error:  # a finding like others
             diverged = {"diverged": str(error).partition(";")[0]}
-            progress(f"{entry.name}: diverged at {diverged['diverged']}")
+            say(f"{entry.name}: diverged at {diverged['diverged']}")
             _append(table, [row | diverged for row in missing])
             continue
         for row in missing:
-            progress(f"{entry.name}: evaluating {row['weights']}")
+            say(f"{entry.name}: evaluating {row['weights']}")
             _append(table, [row | _measured(matrix, entry, place, row["weights"], used)])
-    return [row for row in rows(table) if row["matrix"] == matrix.name]
+    return agreed([row for row in rows(table) if row["matrix"] == matrix.name] if leads() else [])
+
+
+def _nothing(said: str) -> None:
+    """What all processes but the first say."""
 
 
 def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,7 +188,7 @@ def _measured(
     if entry.training.compile:
         compile_step(model, device)
     options = {"bf16": entry.training.bf16 and computes_bf16(device), **matrix.evaluation}
-    if stage == "model":
+    if stage == "model" and leads():
         sampling = {key: options[key] for key in ("sampler", "steps", "seed", "bf16") if key in options}
         images = generator(model, data, **sampling)(0, 32)
         write(sheet(images.float(), 8, padding=1), place / "samples.png", force=True)
@@ -247,7 +254,9 @@ def _changing(table: Path) -> AbstractContextManager[None]:
 
 
 def _append(table: Path, more: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows; the table is written anew, so that a full disk leaves the old one."""
+    """Add rows, as the first process; the table is written anew, so that a full disk leaves the old one."""
+    if not leads():
+        return
     with _changing(table):
         text = table.read_bytes() if table.is_file() else b""
         if text and not text.endswith(b"\n"):

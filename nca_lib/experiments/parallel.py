@@ -10,19 +10,17 @@ the files.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nca_lib.errors import ExperimentError, ParallelError
+from nca_lib.errors import ExperimentError
 from nca_lib.experiments.settings import Training
 from nca_lib.noise import Purpose, TorchNoise
+from nca_lib.processes import rank_and_size
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,6 @@ class PartNoise(TorchNoise):
         return like if self.part.count == 1 else like[:1].expand(whole, *like.shape[1:])
 
 
-def rank_and_size() -> tuple[int, int]:
-    """Which of how many processes this is."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def leads() -> bool:
-    """Whether this process writes the files and speaks."""
-    return rank_and_size()[0] == 0
-
-
 def parts(options: Training) -> list[Part]:
     """The parts of each batch that this process computes, one after the other.
 
@@ -80,32 +68,6 @@ def parts(options: Training) -> list[Part]:
             f"{options.accumulate} need a multiple of {count}"
         )
     return [Part(rank * options.accumulate + i, count) for i in range(options.accumulate)]
-
-
-@contextmanager
-def processes() -> Iterator[None]:
-    """Join the processes that torchrun has started, for the block; alone there is nothing to join.
-
-    Raises:
-        ParallelError: another process ended.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    rank, size = rank_and_size()
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(word in str(error) for word in ("gloo", "NCCL", "onnection")):
-            raise
-        raise ParallelError(
-            f"process {rank} of {size}: another process ended; --resume goes on from the checkpoint"
-        ) from error
-    finally:
-        dist.destroy_process_group()
 
 
 class Loss(nn.Module):
@@ -129,33 +91,3 @@ def shared_loss(model: nn.Module, loss: Callable[[], Tensor]) -> Loss | Distribu
 def unshared(loss: Loss | DistributedDataParallel) -> AbstractContextManager[None]:
     """Within the block, backward passes add to this process's gradients only."""
     return loss.no_sync() if isinstance(loss, DistributedDataParallel) else nullcontext()
-
-
-def mean(values: Tensor) -> Tensor:
-    """The mean over all processes."""
-    size = rank_and_size()[1]
-    if size > 1:
-        dist.all_reduce(values)
-    return values / size
-
-
-def any_process(flag: bool) -> bool:
-    """Whether it is so in any process."""
-    return flag if rank_and_size()[1] == 1 else float(mean(torch.tensor(float(flag)))) > 0
-
-
-def agreed(number: float) -> float:
-    """The number that process 0 has: one clock for all."""
-    if rank_and_size()[1] == 1:
-        return number
-    dist.broadcast(told := torch.tensor(number, dtype=torch.float64), 0)
-    return float(told)
-
-
-def gathered(rows: Tensor) -> Tensor:
-    """The rows of all processes, in their order."""
-    size = rank_and_size()[1]
-    if size == 1:
-        return rows
-    dist.all_gather(whole := [torch.empty_like(rows) for _ in range(size)], rows.contiguous())
-    return torch.cat(whole)

@@ -13,9 +13,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from nca_lib.devices import computes_bf16, hardware
 from nca_lib.experiments import checkpoints
-from nca_lib.experiments.parallel import leads
 from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.tasks import Task
+from nca_lib.processes import leads
 from nca_lib.weights import save
 
 

@@ -25,20 +25,12 @@ from nca_lib.devices import arithmetic, compile_step, compiler_failed, device_of
 from nca_lib.errors import DivergedError, ExperimentError, TrainingError
 from nca_lib.experiments import checkpoints
 from nca_lib.experiments.optimizers import optimizers_of
-from nca_lib.experiments.parallel import (
-    Loss,
-    agreed,
-    any_process,
-    leads,
-    mean,
-    rank_and_size,
-    shared_loss,
-    unshared,
-)
+from nca_lib.experiments.parallel import Loss, shared_loss, unshared
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.state import Run, random_state, set_random_state
 from nca_lib.experiments.tasks import task_of
 from nca_lib.files import locked, sweep, write_atomically, writing
+from nca_lib.processes import agreed, any_process, leads, mean, rank_and_size
 from nca_lib.weights import load
 
 
@@ -193,6 +185,7 @@ def _train(
     run = Run(experiment, folder, task, average, optimizers, device)
     if resume and checkpoints.newest(folder):
         run.restore(resume_anyway)
+        agreed(None)  # before the first writes again what the others read
     if leads():
         write_atomically(folder / "experiment.toml", experiment.to_toml().encode())
     task.start(run.step)
@@ -267,8 +260,8 @@ def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool)
         if run.progress() >= 1:
             writer.add_scalar("held_out_loss", run.held_out_loss, run.step)
         writer.close()
+    agreed(None)  # wait for the files: others read them; and torchrun ends all when one has ended
     if run.progress() < 1:
-        agreed(0.0)  # wait for the files: torchrun ends all processes when one has ended
         if leads():
             print(f"stopped after step {run.step}, saved in {folder}: --resume (resume=True) goes on there")
         raise KeyboardInterrupt if stop.signal == signal.SIGINT else SystemExit(128 + signal.SIGTERM)

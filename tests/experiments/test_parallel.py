@@ -124,5 +124,5 @@ def test_where_one_process_is_killed_the_others_end_with_one_line(tmp_path: Path
     ]
     said = [process.communicate(timeout=120)[1] for process in running]
     assert [process.returncode for process in running] == [1, -9]
-    assert "process 0 of 2: another process ended; --resume goes on from the checkpoint" in said[0]
+    assert "process 0 of 2: another process ended; the same command goes on from there" in said[0]
     assert "Traceback" not in said[0]
