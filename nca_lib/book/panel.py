@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from nca_lib.book.film import Film, View, film_page
-from nca_lib.book.painting import Brush
+from nca_lib.book.painting import Brush, Upload
 from nca_lib.book.players import LivingAutomaton
 from nca_lib.extras import extra
 
@@ -277,3 +277,8 @@ def choice(description: str, options: list[Any], value: Any, tooltip: str = "") 
         return made
 
     return Control(description, value, make)
+
+
+def upload() -> Control:
+    """A picture of the reader's own."""
+    return Control("a picture of your own", b"", Upload)
