@@ -61,6 +61,18 @@ def diffusion_demo(name: str = "web-tissue") -> Demo | HTML:
     return _automaton("diffusion.js", {name: name}, "tissue, drawn by an automaton")
 
 
+def digits_demo(name: str = "web-digits") -> Demo | HTML:
+    """Sixteen digits at once by the dense network: sampler, calls and seed act while they are moved.
+
+    Args:
+        name: of a model in `web/`, as `python -m nca_lib export-web` writes it.
+    """
+    model = json.loads((WEB / f"{name}.json").read_text())
+    del model["golden"]
+    label = "sixteen digits, drawn from noise"
+    return _shown("digits.js", {"weights": {name: model}, "label": label}, {})
+
+
 def noise_explorer(images: Tensor, timesteps: int = 300) -> Demo | HTML:
     """See images sink into noise, and where on the schedule: choose schedule, timestep and image.
 

@@ -127,7 +127,8 @@ def test_a_fleeting_brush_tells_during_the_stroke_and_keeps_nothing(blank: Page)
 def test_an_own_picture_goes_to_python_and_one_too_heavy_is_refused_in_words(blank: Page) -> None:
     mount = """async source => {
         const traits = {most: 1000, label: "own picture", value: new DataView(new ArrayBuffer(0))};
-        const model = {get: name => traits[name], set: (name, value) => { traits[name] = value; }, save_changes() {}};
+        const set = (name, value) => { traits[name] = value; };
+        const model = {get: name => traits[name], set, save_changes() {}};
         window.value = () => [...new Uint8Array(traits.value.buffer)];
         const module = await import(URL.createObjectURL(new Blob([source], {type: "text/javascript"})));
         module.default.render({model, el: document.body});

@@ -343,4 +343,39 @@ class DiffNCA {
   }
 }
 
-export { DiffNCA, GrowingNCA, halfFloats };
+// ---- The dense network of chapter 2: MLP in nca_lib/diffusion.py --------------------------------------------------
+
+class MLP {
+  constructor(model) {
+    const weights = tensorsOf(model);
+    this.images = model.image_channels;
+    this.layers = [0, 2, 4, 6].map((n) => {
+      const weight = weights[`layers.${n}.weight`], bias = weights[`layers.${n}.bias`], inputs = weight.length / bias.length;
+      const padded = new Float32Array(fourfold(bias.length));
+      padded.set(bias);
+      return { inputs, outputs: padded.length, bias: padded, weight: tile(bias.length, inputs, (o, i) => weight[o * inputs + i]) };
+    });
+  }
+
+  forward(noisy, height, width, time) {
+    const cells = height * width, values = noisy.length, input = new Float32Array(values + 16);
+    const theirs = (i) => (i % this.images) * cells + Math.floor(i / this.images); // channels first
+    for (let i = 0; i < values; i++) input[theirs(i)] = noisy[i];
+    for (let k = 0; k < 8; k++) {
+      const angle = Math.fround(time * Math.fround((Math.PI / 2) * 2 ** k));
+      input[values + k] = Math.sin(angle);
+      input[values + 8 + k] = Math.cos(angle);
+    }
+    // `dense` computes two cells at a time: here one of them is no cell.
+    let x = input;
+    this.layers.forEach(({ inputs, outputs, bias, weight }, n) => {
+      const two = new Float32Array(2 * inputs), y = new Float32Array(2 * outputs);
+      two.set(x.subarray(0, inputs));
+      dense(two, inputs, weight, bias, y, outputs, outputs, 0, 1);
+      x = n < 3 ? y.subarray(0, outputs).map((h) => h / (1 + Math.exp(-h))) : y;
+    });
+    return Float32Array.from(noisy, (_, i) => x[theirs(i)]);
+  }
+}
+
+export { DiffNCA, GrowingNCA, MLP, halfFloats };

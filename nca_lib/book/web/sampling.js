@@ -3,7 +3,7 @@
 // it imports, as a plain worker.
 
 import { CounterNoise, FIRING, SAMPLER, START, philox } from "./noise.js";
-import { DiffNCA, GrowingNCA, halfFloats } from "./engine.js";
+import { DiffNCA, GrowingNCA, MLP, halfFloats } from "./engine.js";
 
 // The timesteps to visit from T-1 to 0, evenly spaced, and -1 for the clean image; halves round to even, as there.
 function timestepArray(timesteps, steps) {
@@ -42,7 +42,7 @@ function repaintPath(visited, jump, repeats) {
 
 class Denoiser {
   constructor(model) {
-    this.network = new DiffNCA(model);
+    this.network = model.kind === "mlp" ? new MLP(model) : new DiffNCA(model);
     this.images = model.image_channels;
     this.target = model.target;
     this.alphaBar = model.alpha_bar;
@@ -76,11 +76,11 @@ class Denoiser {
   // "ddim" (eta 0; Song et al. 2021, eq. 12), "ddpm" (ancestral, eta 1) or "dpm_solver" (DPM-Solver++(2M), Lu et al.
   // 2022) on a canvas of any size, from noise; or `from` { image, t } on. Where `known` (one number a cell) is not 0
   // the pixels of `picture` stay; they are put in noised to the timestep reached, as RePaint does. `y`, `x` say where
-  // on a larger canvas this one lies. Yields the image to begin with (clean: null), then after each call of the network;
+  // on a larger canvas this one lies, `sample` which of a batch it is. Yields the image to begin with (clean: null), then after each call of the network;
   // t is the noise level of the image, -1 for the last one, which is finished.
   *sample({ height, width, seed, steps, sampler = "ddim", from = null, picture = null, known = null, jump = 5,
-    repeats = 1, y = 0, x = 0 }) {
-    const { images } = this, timesteps = this.alphaBar.length, noise = new CounterNoise(seed, y, x);
+    repeats = 1, y = 0, x = 0, sample = 0 }) {
+    const { images } = this, timesteps = this.alphaBar.length, noise = new CounterNoise(seed, y, x, sample);
     const drawn = (purpose, step) => noise.normal(height, width, images, purpose, step), visits = new Map();
     const even = sampler !== "dpm_solver" || repeats > 1;
     const visited = even ? timestepArray(timesteps, steps) : logSnrArray(this.alphaBar, steps);
