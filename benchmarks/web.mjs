@@ -2,7 +2,7 @@
 // (Playwright brings a Node: .venv/lib/python*/site-packages/playwright/driver/node)
 
 import { readFileSync } from "node:fs";
-import { CounterNoise, load } from "../nca_lib/book/web/engine.js";
+import { CounterNoise, load } from "../nca_lib/book/web/sampling.js";
 
 const read = (name) => load(JSON.parse(readFileSync(new URL(`../nca_lib/book/web/${name}.json`, import.meta.url), "utf8")));
 const seconds = (work) => {

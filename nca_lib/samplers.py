@@ -247,16 +247,18 @@ def ddim(
     clip: bool = True,
     constraint: Constraint | None = None,
     after: SamplerState | None = None,
+    eta: float = 0.0,
 ) -> Iterator[SamplerState]:
-    """Deterministic sampling (Song et al. 2021, eq. 12 with eta = 0); arguments as for [`ddpm`][].
+    """DDIM sampling (Song et al. 2021, eq. 12); arguments as for [`ddpm`][], and `eta`.
 
-    The first-order solver of the probability flow: half the steps, twice the error.
+    With `eta` 0 it is deterministic, the first-order solver of the probability flow: half the steps, twice
+    the error. With 1 it is [`ddpm`][], and between them it draws a part of that noise.
     """
     visited = timestep_array(denoiser.schedule.timesteps, steps)
     reversal = _Reversal(denoiser, start, visited, noise, clip, constraint, after)
     for now, before, _ in reversal.steps(reversal.calls):
         clean = reversal.clean(reversal.image, now)
-        reversal.image = reversal.advance(clean, now, before)
+        reversal.image = reversal.advance(clean, now, before, eta)
         yield reversal.state(reversal.image, clean, before)
 
 

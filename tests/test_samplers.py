@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,6 +182,18 @@ def test_going_on_after_a_state_equals_never_stopping(name: str, jumps: bool) ->
         for found, expected in zip(rest, states[state.step :], strict=True):
             assert torch.equal(found.image, expected.image)
             assert (found.step, found.time) == (expected.step, expected.time)
+
+
+def test_eta_leads_from_ddim_to_ddpm() -> None:
+    denoiser, start = gaussian_denoiser(noise_schedule("cosine", 300)), torch.randn(2, 1, 4, 4)
+
+    def way(sampler: Any, **settings: float) -> Tensor:
+        return last_image(sampler(denoiser, start, steps=9, noise=CounterNoise(3), **settings))
+
+    assert torch.equal(way(ddim, eta=1.0), way(ddpm))
+    assert torch.equal(way(ddim, eta=0.0), way(ddim))
+    between = way(ddim, eta=0.5)
+    assert (between - way(ddim)).abs().mean() < (way(ddpm) - way(ddim)).abs().mean()
 
 
 def test_ddpm_reproduces_mean_and_variance_of_the_data() -> None:

@@ -1,31 +1,53 @@
-"""Take a hand: stop a sample on its way, paint on the noisy image, go on, keep the branches (chapter 6)."""
+"""Take a hand: stop a sample on its way, paint on the noisy image, go on; a tree of branches (chapter 6)."""
 
 from __future__ import annotations
 
 import os
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nca_lib.book.explorers import sampler_explorer
-from nca_lib.book.film import Film, View
+from nca_lib.book.film import Film, View, encoded
+from nca_lib.book.pages import bundle
 from nca_lib.book.painting import Brush
-from nca_lib.book.panel import Explorer, close_inside
+from nca_lib.book.panel import Explorer, close_inside, in_one_line
 from nca_lib.book.subjects import Subject, level_words, states, timestep
 from nca_lib.diffusion import NoiseSchedule
 from nca_lib.extras import extra
-from nca_lib.samplers import Constraint, SamplerState
+from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.samplers import Constraint
 
 with extra("book"):
+    import anywidget
     import ipywidgets as ipw
+    import traitlets
     from IPython.display import HTML
 
 Way = list[tuple[int, Tensor, Tensor]]  # after each call: t, the noisy image, the clean estimate
-COLOURS = {"black": -1.0, "grey": 0.0, "white": 1.0}
-BRANCHES = 8  # that are kept; an older one makes room
+BRANCHES = 16  # that a tree holds
+THUMBS = 6  # pictures along a branch
+
+
+@dataclass
+class Branch:
+    """One way to an image, and where it left another.
+
+    Args:
+        parent: number of the branch that it left; None for the first.
+        call: after which call of the parent.
+        words: how.
+        way: what it has come to; until it leaves, its parent's.
+    """
+
+    parent: int | None
+    call: int
+    words: str
+    way: Way = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -49,11 +71,38 @@ class Onward(Constraint):
         return self.image
 
 
-class Branches(ipw.VBox):
-    """A sample that can be stopped, painted on and led elsewhere; its branches' ends stand below.
+class Tree(anywidget.AnyWidget):
+    """Branches as rows of thumbnails, each row beginning where it left another.
 
-    What is painted becomes the colour, as noisy as the image is there; `noise` puts fresh noise. Choosing an
-    end returns to its branch.
+    Args:
+        on_choose: called with the number of a branch and a call, whose thumbnail was chosen.
+    """
+
+    _esm = bundle("tree.js")
+    branches: Any = traitlets.List().tag(sync=True)
+    steps = traitlets.Int().tag(sync=True)
+    chosen: Any = traitlets.List().tag(sync=True)
+
+    def __init__(self, steps: int, on_choose: Callable[[int, int], None]):
+        super().__init__(steps=steps)
+        self.on_msg(lambda _, content, __: on_choose(content["branch"], content["call"]))
+
+    def add(self, branch: Branch) -> None:
+        """One branch more."""
+        every = -(-self.steps // (THUMBS - 1))
+        ends = {branch.call, len(branch.way) - 1}
+        calls = [k for k in range(branch.call, len(branch.way)) if k % every == 0 or k in ends]
+        shown = {k: branch.way[k][2] if k else branch.way[k][1] for k in calls}
+        thumbs = [{"call": k, "src": encoded(image)} for k, image in shown.items()]
+        row = {"parent": branch.parent, "call": branch.call, "words": branch.words, "thumbs": thumbs}
+        self.branches = [*self.branches, row]
+
+
+class Branches(ipw.VBox):
+    """A sample that can be stopped, painted on and led elsewhere; all its branches stand below as a tree.
+
+    What is painted becomes the colour, or a part of an image or of another branch, as noisy as the image is
+    there; `noise` erases. Choosing a thumbnail of the tree goes there.
 
     Args:
         subject: what is sampled.
@@ -62,117 +111,201 @@ class Branches(ipw.VBox):
 
     def __init__(self, subject: Subject, steps: int = 15):
         self._subject, self._steps, self._thread = subject, steps, threading.Thread()
-        self.ways: list[Way] = []  # of each branch
-        self._now = 0
+        self._halt = threading.Event()
+        self.branches: list[Branch] = []
+        self._now, self._seed = 0, 0
+        self._hand: Tensor | None = None  # the shown image, painted
         blank = torch.zeros(subject.model.image_channels, *subject.size)
         self._brush = Brush(blank, fleeting=True, on_change=self._paint, label="the noisy image")
-        self._call = ipw.IntSlider(0, 0, steps, description="after call")
-        self._colour = ipw.Dropdown(options=[*COLOURS, "noise"], value="black", description="brush")
-        go = ipw.Button(description="Go on from here", tooltip="finish from the painted image")
-        again = ipw.Button(
-            description="Branch: other noise", tooltip="the same place, another seed on the rest (DDPM)"
-        )
-        new = ipw.Button(description="New sample", tooltip="another seed from the beginning")
-        self._film, self._ends = Film("clean estimate"), Film("branches", on_cell=self._choose)
-        self.message, self._seed = ipw.Label(), 0
-        go.on_click(lambda _: self.branch("ddim"))
-        again.on_click(lambda _: self.branch("ddpm"))
-        new.on_click(lambda _: self.begin())
-        self._call.observe(lambda _: self._show(), "value")
+        self._call = ipw.IntSlider(0, 0, steps, description="after call", tooltip="where on this branch")
+        self._tool = ipw.Dropdown(options=["colour", "noise", "image"], description="brush")
+        self._tool.tooltip = "noise erases; image and branch paste a part of it"
+        self._colour = ipw.ColorPicker(value="#ffffff", description="colour", concise=True)
+        self._image = ipw.IntSlider(0, 0, len(subject.images) - 1, description="image")
+        self._image.tooltip = "which image the brush pastes"
+        self._many = ipw.BoundedIntText(1, 1, 4, description="branches", layout={"width": "10em"})
+        self._many.tooltip = "how many, one seed each"
+        self._film, self.tree = Film("clean estimate"), Tree(steps, self.choose)
+        self.message = ipw.Label()
+        self._call.observe(lambda _: self._move(), "value")
         super().__init__(
             [
-                ipw.HBox([new, go, again, self.message], layout={"flex_flow": "row wrap"}),
-                ipw.HBox([self._call, self._colour], layout={"flex_flow": "row wrap"}),
-                ipw.HBox([self._brush, self._film], layout={"flex_flow": "row wrap"}),
-                self._ends,
+                ipw.HBox([*self._buttons(), self._many, self.message], layout=_WRAP),
+                ipw.HBox([self._call, self._tool, self._colour, self._image], layout=_WRAP),
+                ipw.HBox([self._brush, self._film], layout=_WRAP),
+                self.tree,
             ]
         )
         self.begin()
 
+    def _buttons(self) -> list[ipw.Button]:
+        def made(words: str, tooltip: str, act: Callable[[], None]) -> ipw.Button:
+            button = ipw.Button(description=words, tooltip=tooltip)
+            button.on_click(lambda _: act())
+            return button
+
+        return [
+            made("New sample", "another seed from the beginning; the tree is forgotten", self.begin),
+            made("Stop", "pause here", self.stop),
+            made("Go on", "from the shown image, without noise (DDIM)", self.go_on),
+            made("Other noise", "from the shown image, another seed on the rest (DDPM)", self.other_noise),
+            made(
+                "Noise the end again", "this branch's end, noised to this call by another seed", self.renoise
+            ),
+        ]
+
     def begin(self) -> None:
         """A sample from noise, of the next seed; all branches are forgotten."""
+        self.stop()
+        self.wait()
         self._seed += 1
-        self.ways = []
-        self._start(None, "ddim")
+        self.branches, self._now, self.tree.branches = [], 0, []
+        self._start([Branch(None, 0, f"seed {self._seed}")], [_Begun()], "ddim")
 
-    def branch(self, sampler: str) -> None:
+    def go_on(self) -> None:
         """Finish from the shown image, as another branch."""
-        if self.ways and self._call.value < self._steps:
-            self._seed += sampler == "ddpm"
-            self._start(self._call.value, sampler)
+        self._leave("ddim", "went on", 1)
+
+    def other_noise(self) -> None:
+        """Finish from the shown image by DDPM, other noise for each branch."""
+        self._leave("ddpm", "other noise", self._many.value)
+
+    def renoise(self) -> None:
+        """Noise the branch's end to the timestep of the shown call, and finish from there."""
+        way, call = self.branches[self._now].way, self._call.value
+        t, end = way[call][0], way[-1][1]
+        signal, sigma = self._subject.model.schedule.levels(t)
+        entries = []
+        for number in range(self._many.value):
+            noise = CounterNoise(self._seed + 1 + number).normal(end[None], Purpose.START, 1)[0]
+            entries.append((t, signal * end + sigma * noise, end))
+        self._leave("ddim", "noised again", self._many.value, entries)
+
+    def stop(self) -> None:
+        """Pause after the call that is being computed."""
+        self._halt.set()
+
+    def choose(self, number: int, call: int) -> None:
+        """Go to a call of a branch."""
+        self._now = number
+        self._call.max = len(self.branches[number].way) - 1
+        self._call.value = call
+        self._move()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Block until the computation has ended (for tests)."""
-        self._thread.join(seconds)
+        """Block until the computation has ended."""
+        if self._thread.is_alive():
+            self._thread.join(seconds)
 
     def close(self) -> None:
-        """Free the widgets."""
+        """Stop, and free the widgets."""
+        self.stop()
         close_inside(self)
         super().close()
 
-    def _start(self, call: int | None, sampler: str) -> None:
-        if self._thread.is_alive():
-            return
-        self._thread = threading.Thread(target=self._run, args=(call, sampler), daemon=True)
+    def _leave(self, sampler: str, words: str, count: int, entries: Way | None = None) -> None:
+        call, way = self._call.value, self.branches[self._now].way
+        if way[call][0] < 0:
+            self.message.value = "this image is finished: go back to an earlier call"
+        elif self._thread.is_alive():
+            self.message.value = "stop first"
+        elif len(self.branches) + count > BRANCHES:
+            self.message.value = f"{BRANCHES} branches are a tree; New sample begins another"
+        else:
+            t, image, clean = way[call]
+            if self._hand is not None:
+                image, words = self._hand, f"painted, {words}"
+            starts = entries or [(t, image, clean)] * count
+            grown = [Branch(self._now, call, words, [*way[:call], start]) for start in starts]
+            self._start(grown, [Onward(start[1][None], start[0]) for start in starts], sampler)
+
+    def _start(self, grown: list[Branch], edits: Sequence[Constraint], sampler: str) -> None:
+        self._halt = threading.Event()
+        arguments = (self._halt, grown, edits, sampler)
+        self._thread = threading.Thread(target=self._run, args=arguments, daemon=True)
         self._thread.start()
 
-    def _run(self, call: int | None, sampler: str) -> None:
-        model, edit = self._subject.model, None
-        way: Way = []
-        if call is not None:
-            way = list(self.ways[self._now][: call + 1])
-            edit = Onward(way[-1][1][None], way[-1][0])
+    def _run(
+        self, halt: threading.Event, grown: list[Branch], edits: Sequence[Constraint], sampler: str
+    ) -> None:
+        model = self._subject.model
         self.message.value = "computing ..."
-        settings: dict[str, Any] = {"sampler": sampler, "steps": self._steps, "seed": self._seed}
-        for state in states(model, self._subject.size, constraint=edit or _Begun(way), **settings):
-            way.append(self._entry(state))
-        self.ways = [*self.ways, way][-BRANCHES:]
-        self._now = len(self.ways) - 1
-        self.message.value = f"branch {len(self.ways)}"
-        self._show()
-        self._ends.begin()
-        ends = {f"branch {number}": one[-1][1] for number, one in enumerate(self.ways, 1)}
-        self._ends.add(View(ends, "The branches' ends: click one to return to it."))
+        try:
+            for branch, edit in zip(grown, edits, strict=True):
+                self._seed += sampler == "ddpm" or branch.words == "noised again"
+                settings: dict[str, Any] = {"sampler": sampler, "steps": self._steps, "seed": self._seed}
+                for state in states(model, self._subject.size, constraint=edit, **settings):
+                    if isinstance(edit, _Begun) and not branch.way:
+                        start = edit.noise[0]
+                        branch.way.append((model.schedule.timesteps - 1, start, torch.zeros_like(start)))
+                    clean = state.clean_estimate[0]
+                    branch.way.append((timestep(model, state), state.image[0], clean))
+                    if halt.is_set():
+                        break
+                self.branches.append(branch)
+                self.tree.add(branch)
+                self._tool.options = ["colour", "noise", "image", *map(_named, range(len(self.branches)))]
+                self.choose(len(self.branches) - 1, len(branch.way) - 1)
+                if halt.is_set():
+                    break
+        except Exception as error:  # whatever it is: the reader sees one line
+            self.message.value = in_one_line(error)
+        else:
+            self.message.value = f"{_named(self._now)}{' stopped' if halt.is_set() else ''}"
 
-    def _entry(self, state: SamplerState) -> tuple[int, Tensor, Tensor]:
-        return timestep(self._subject.model, state), state.image[0], state.clean_estimate[0]
-
-    def _choose(self, number: int, _: int, __: int) -> None:
-        self._now = number
+    def _move(self) -> None:
+        """Show another place; what was painted and not led on is forgotten."""
+        self._hand = None
         self._show()
 
     def _show(self) -> None:
-        if not self.ways:
+        if not self.branches:
             return
-        t, image, clean = self.ways[self._now][self._call.value]
-        self._brush.show(image)
+        way = self.branches[self._now].way
+        t, image, clean = way[min(self._call.value, len(way) - 1)]
+        self._brush.show(image if self._hand is None else self._hand)
         self._film.begin()
         words = level_words(self._subject.model.schedule, t)
-        self._film.add(
-            View({"noisy image": image, "clean estimate": clean}, f"Branch {self._now + 1}, {words}.")
-        )
+        pictures = {"clean estimate": clean, "this branch's end": way[-1][1]}
+        self._film.add(View(pictures, f"{_named(self._now).capitalize()}, {words}."))
+        self.tree.chosen = [self._now, self._call.value]
 
     def _paint(self, cells: Tensor) -> None:
-        if not self.ways or not cells.any():
+        if not self.branches or not cells.any() or self._thread.is_alive():
             return
-        t, image, clean = self.ways[self._now][self._call.value]
+        t, image, _ = self.branches[self._now].way[self._call.value]
         signal, sigma = self._subject.model.schedule.levels(t)
         fresh = torch.randn_like(image)
-        if self._colour.value != "noise":
-            fresh = signal * COLOURS[self._colour.value] + sigma * fresh
-        self.ways[self._now][self._call.value] = (t, torch.where(cells, fresh, image), clean)
+        tool = self._tool.value
+        if tool.startswith("branch"):
+            other = self.branches[int(tool.split()[1]) - 1].way
+            fresh = signal * other[-1][1] + sigma * fresh
+        elif tool == "image":
+            fresh = signal * self._subject.images[self._image.value] + sigma * fresh
+        elif tool == "colour":
+            fresh = signal * self._painted(image) + sigma * fresh
+        self._hand = torch.where(cells, fresh, image if self._hand is None else self._hand)
         self._show()
 
+    def _painted(self, image: Tensor) -> Tensor:
+        red_green_blue = [int(self._colour.value[place : place + 2], 16) / 127.5 - 1 for place in (1, 3, 5)]
+        colour = torch.tensor(red_green_blue)[:, None, None]
+        return colour if len(image) == 3 else colour.mean(0, keepdim=True)
 
-@dataclass(frozen=True)
+
 class _Begun(Constraint):
-    """Notes the noise that a sample begins with: where the way's call 0 is."""
-
-    way: Way
+    """Notes the noise that a sample begins with."""
 
     def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
-        self.way.append((schedule.timesteps - 1, start[0], torch.zeros_like(start[0])))
+        self.noise = start
         return start
+
+
+_WRAP = {"flex_flow": "row wrap"}
+
+
+def _named(number: int) -> str:
+    return f"branch {number + 1}"
 
 
 def branch_painter(subject: Subject, steps: int = 15) -> Branches | Explorer | HTML:

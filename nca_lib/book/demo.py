@@ -61,6 +61,18 @@ def diffusion_demo(name: str = "web-tissue") -> Demo | HTML:
     return _automaton("diffusion.js", {name: name}, "tissue, drawn by an automaton")
 
 
+def digits_demo(name: str = "web-digits") -> Demo | HTML:
+    """Sixteen digits at once by the dense network: sampler, calls and seed act while they are moved.
+
+    Args:
+        name: of a model in `web/`, as `python -m nca_lib export-web` writes it.
+    """
+    model = json.loads((WEB / f"{name}.json").read_text())
+    del model["golden"]
+    label = "sixteen digits, drawn from noise"
+    return _shown("digits.js", {"weights": {name: model}, "label": label}, {})
+
+
 def noise_explorer(images: Tensor, timesteps: int = 300) -> Demo | HTML:
     """See images sink into noise, and where on the schedule: choose schedule, timestep and image.
 
@@ -157,7 +169,52 @@ def results_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
         "costs": list(COSTS),
         "words": {name: _words(name) for name in quantities},
         "better": {name: _better(name) for name in quantities},
+        "kind": "data",
+        "joined": False,
         "label": "results of models against each other",
+    }
+    return _shown("results.js", data, {})
+
+
+def calls_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
+    """Plot quality against denoiser calls, or against seconds: a line for each sampler, one model at a time.
+
+    Bars are one standard error, a dashed line is what real images score against real images.
+
+    Args:
+        rows: as `benchmarks/calls.py` writes them; those whose cells fire otherwise than in training are left
+            out.
+    """
+    points = [
+        {
+            "name": str(row["calls"]),
+            "group": row["sampler"],
+            "data": row["model"],
+            "numbers": {
+                "calls": row["calls"],
+                "seconds": row["seconds"] / row["count"],
+                "frechet_distance": row["frechet_distance"],
+            },
+            "errors": {"frechet_distance": row["standard_error"]},
+            "floor": {"frechet_distance": row["floor"]},
+        }
+        for row in rows
+        if row["firing"] == "fresh"
+    ]
+    words = {
+        "calls": "denoiser calls",
+        "seconds": "seconds an image",
+        "frechet_distance": "Fréchet distance to the data",
+    }
+    data = {
+        "rows": points,
+        "costs": ["calls", "seconds"],
+        "words": words,
+        "better": {name: "lower" for name in words},
+        "kind": "model",
+        "joined": True,
+        "note": " The number at a point counts calls; bars are one standard error.",
+        "label": "quality against denoiser calls",
     }
     return _shown("results.js", data, {})
 

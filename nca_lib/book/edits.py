@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nca_lib.book.film import View
-from nca_lib.book.panel import Explorer, choice, explore, slider
+from nca_lib.book.panel import Explorer, choice, explore, slider, upload
 from nca_lib.book.subjects import Subject, heat, level_words, states, timestep, which
 from nca_lib.editing import FromImage, KnownPixels, LowResolution, enlarge, interpolate
 from nca_lib.extras import extra
-from nca_lib.samplers import Constraint
+from nca_lib.samplers import Constraint, Sampler, ddim
 
 with extra("book"):
     from IPython.display import HTML
 
 Task = Literal["sample", "vary", "fill", "enlarge"]
 TASKS: tuple[Task, ...] = ("sample", "vary", "fill", "enlarge")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The controls' values: what is asked, of which image."""
+
+    task: Task
+    image: int
+    own: bytes
+    strength: int
+    eta: int
+    jump: int
+    repeats: int
+    answers: int
+    steps: int
+    seed: int
+
+    @property
+    def sampler(self) -> Sampler:
+        return partial(ddim, eta=self.eta / 100)
+
+    @property
+    def settings(self) -> str:
+        """Sampler, steps and seed, as arguments in code."""
+        return f"sampler=partial(ddim, eta={self.eta / 100}), steps={self.steps}, seed={self.seed}"
 
 
 def answers_explorer(*subjects: Subject, task: Task = "vary") -> Explorer | HTML:
@@ -32,66 +59,82 @@ def answers_explorer(*subjects: Subject, task: Task = "vary") -> Explorer | HTML
             filled, an image enlarged four times.
     """
 
-    def views(
-        subject: int, task: Task, image: int, strength: int, answers: int, steps: int, seed: int
-    ) -> Iterator[View]:
-        chosen = subjects[subject]
-        truth = chosen.images[image % len(chosen.images)]
-        constraint, given = _question(task, truth, strength / 100, chosen)
-        sampler = "ddim" if task in ("sample", "vary") else "ddpm"
-        for state in states(
+    def views(subject: int, **values: Any) -> Iterator[View]:
+        chosen, asked = subjects[subject], _Asked(**values)
+        truth = chosen.image(asked.image, asked.own)
+        constraint, given = _question(asked, truth, chosen)
+        way = states(
             chosen.model,
             chosen.size,
-            sampler=sampler,
-            steps=steps,
-            seed=seed,
-            count=answers,
+            sampler=asked.sampler,
+            steps=asked.steps,
+            seed=asked.seed,
+            count=asked.answers,
             constraint=constraint,
-        ):
+        )
+        for state in way:
             found = state.clean_estimate
-            if task == "fill":
+            if asked.task == "fill":
                 found = torch.where(middle_hole(*chosen.size), found, truth)
             spread = found.std(0, correction=0).mean(0)
-            pictures = {} if task == "sample" else {"the truth": truth, "what is given": given}
+            pictures = {} if asked.task == "sample" else {"the truth": truth, "what is given": given}
             pictures |= {f"answer {n}": answer for n, answer in enumerate(found, 1)}
             pictures["where they differ"] = heat(spread, 0.8)
-            words = level_words(chosen.model.schedule, timestep(chosen.model, state))
-            yield View(
-                pictures, f"Call {state.step}, {words}. {_distances(task, found, truth, chosen.images)}"
-            )
+            level = level_words(chosen.model.schedule, timestep(chosen.model, state))
+            distances = _distances(asked.task, found, truth, chosen.images)
+            yield View(pictures, f"Call {state.step}, {level}. {distances}")
 
-    def code(subject: int, task: Task, image: int, strength: int, answers: int, steps: int, seed: int) -> str:
-        begin = subjects[subject].code
-        height, width = subjects[subject].size
-        many = f"image.expand({answers}, -1, -1, -1)"
-        if task == "sample":
-            return (
-                f"{begin}answers = nca_lib.sample(\n    model, ({height}, {width}), count={answers}, "
-                f"steps={steps}, seed={seed}\n)"
-            )
-        lines = {
-            "vary": f"editing.vary(\n    model, {many}, {strength / 100}, steps={steps}, seed={seed}\n)",
-            "fill": f"editing.inpaint(\n    model, {many}, known, repeats=2, steps={steps}, seed={seed}\n)",
-            "enlarge": f"editing.upscale(\n    model, F.avg_pool2d({many}, 4), 4, "
-            f"steps={steps}, seed={seed}\n)",
-        }
-        needs = {
-            "vary": "",
-            "enlarge": "import torch.nn.functional as F\n",
-            "fill": "from nca_lib.book.edits import middle_hole\n\n"
-            f"known = ~middle_hole({height}, {width})[None, None]\n",
-        }
-        return f"{begin}from nca_lib import editing\n{needs[task]}\nanswers = {lines[task]}"
+    def code(subject: int, **values: Any) -> str:
+        return _code(subjects[subject], _Asked(**values))
 
     controls = which(subjects) | {
         "task": choice("task", list(TASKS), task, "what is asked for"),
         "image": slider("image", 0, 0, 15, 1, "which image is varied, filled or enlarged"),
         "strength": slider("noise, % of T", 60, 1, 100, 1, "vary: how far the image is noised first"),
+        "eta": slider(
+            "eta, %",
+            0 if task in ("sample", "vary") else 100,
+            0,
+            100,
+            5,
+            "fresh noise at each step: 0 is DDIM, 100 is DDPM, with which filling and enlarging do best",
+        ),
+        "jump": slider("jump", 5, 1, 20, 1, "fill: how many steps RePaint goes back"),
+        "repeats": slider("repeats", 2, 1, 10, 1, "fill: how often RePaint goes each stretch; 1: never back"),
         "answers": slider("answers", 4, 1, 9, 1, "one seed each"),
         "steps": slider("steps", 15, 2, 60, 1, "timesteps to visit"),
         "seed": slider("seed", 0, 0, 99, 1, "of all noise: the same seed, the same answers"),
+        "own": upload(),
     }
     return explore(controls, views, "several answers, and where they differ", "call", code)
+
+
+def _code(subject: Subject, asked: _Asked) -> str:
+    begin = f"from functools import partial\n\n{subject.code}from nca_lib.samplers import ddim\n"
+    (height, width), settings, many = (
+        subject.size,
+        asked.settings,
+        f"image.expand({asked.answers}, -1, -1, -1)",
+    )
+    if asked.task == "sample":
+        return (
+            f"{begin}\nanswers = nca_lib.sample(\n    model, ({height}, {width}), count={asked.answers},\n"
+            f"    {settings}\n)"
+        )
+    lines = {
+        "vary": f"editing.vary(\n    model, {many}, {asked.strength / 100},\n    {settings}\n)",
+        "fill": f"editing.inpaint(\n    model, {many}, known, jump={asked.jump},\n"
+        f"    repeats={asked.repeats}, {settings}\n)",
+        "enlarge": f"editing.upscale(\n    model, F.avg_pool2d({many}, 4), 4,\n    {settings}\n)",
+    }
+    needs = {
+        "vary": "",
+        "enlarge": "import torch.nn.functional as F\n",
+        "fill": "from nca_lib.book.edits import middle_hole\n\n"
+        f"known = ~middle_hole({height}, {width})[None, None]\n",
+    }
+    image = subject.image_code(asked.image, asked.own)
+    return f"{begin}from nca_lib import editing\n{image}{needs[asked.task]}\nanswers = {lines[asked.task]}"
 
 
 def walk_explorer(*subjects: Subject) -> Explorer | HTML:
@@ -132,17 +175,15 @@ def middle_hole(height: int, width: int) -> Tensor:
     return hole
 
 
-def _question(
-    task: Task, truth: Tensor, strength: float, subject: Subject
-) -> tuple[Constraint | None, Tensor]:
+def _question(asked: _Asked, truth: Tensor, subject: Subject) -> tuple[Constraint | None, Tensor]:
     """What a sampler must obey, and the picture of what is given."""
-    if task == "vary":
-        return FromImage(truth[None], strength, subject.model.schedule.timesteps), truth
-    if task == "fill":
+    if asked.task == "vary":
+        return FromImage(truth[None], asked.strength / 100, subject.model.schedule.timesteps), truth
+    if asked.task == "fill":
         hole = middle_hole(*subject.size)
-        known = KnownPixels(truth[None], ~hole[None, None], repeats=2)
+        known = KnownPixels(truth[None], ~hole[None, None], jump=asked.jump, repeats=asked.repeats)
         return known, torch.where(hole, torch.tensor(0.0), truth)
-    if task == "enlarge":
+    if asked.task == "enlarge":
         low = F.avg_pool2d(truth[None], 4)
         return LowResolution(low, 4), enlarge(low, 4)[0]
     return None, truth

@@ -7,10 +7,11 @@ built book a film of what the initial settings give. What a page can compute its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from nca_lib.automaton import GrowingNCA
 from nca_lib.book.film import View, film_page
 from nca_lib.book.painting import Brush, mask_bytes
-from nca_lib.book.panel import Control, Explorer, Player, choice, explore, slider
+from nca_lib.book.panel import Control, Explorer, Player, choice, explore, slider, upload
 from nca_lib.book.players import LivingAutomaton, Shape, grown_and_damaged, shape_mask
 from nca_lib.book.subjects import (
     Subject,
@@ -31,6 +32,7 @@ from nca_lib.book.subjects import (
     which,
 )
 from nca_lib.editing import Inpainting, KnownPixels, shaped_canvas
+from nca_lib.errors import NCAError
 from nca_lib.extras import extra
 from nca_lib.noise import Firing
 from nca_lib.samplers import SAMPLERS, SamplerState
@@ -212,53 +214,92 @@ def size_explorer(
     return explore(controls, views, f"a sample of {subject.name} on a canvas of a shape", "call", code)
 
 
-def inpainting_painter(subject: Subject) -> Explorer | HTML:
-    """Paint a hole into the subject's first image, and watch it being filled.
+def inpainting_painter(*subjects: Subject) -> Explorer | HTML:
+    """Paint a hole into an image, and watch it being filled, beside the truth and what chance would fill in.
 
     Args:
-        subject: a denoiser that takes this size, and the image.
+        subjects: denoisers with images.
     """
-    model, image = subject.model, subject.images[0]
-    height, width = subject.size
-    first = torch.zeros(height, width, dtype=torch.bool)
-    first[height * 3 // 8 : height * 5 // 8, width // 5 : -(width // 5)] = True
 
-    def views(hole: Tensor, method: Inpainting, steps: int, repeats: int, seed: int) -> Iterator[View]:
-        holed = torch.where(hole, torch.tensor(0.0), image)
+    def views(
+        subject: int,
+        image: int,
+        own: bytes,
+        hole: Tensor,
+        method: Inpainting,
+        steps: int,
+        jump: int,
+        repeats: int,
+        seed: int,
+    ) -> Iterator[View]:
+        chosen = subjects[subject]
+        truth = chosen.image(image, own)
         if not hole.any():
-            yield View({"the image": image}, "No hole: nothing to fill, no denoiser call.")
+            yield View({"the image": truth}, "No hole: nothing to fill, no denoiser call.")
             return
-        known = KnownPixels(image[None], ~hole[None, None], method, repeats=repeats)
-        for state in states(model, (height, width), sampler="ddpm", steps=steps, seed=seed, constraint=known):
-            filled = torch.where(hole, state.clean_estimate[0], image)
-            pictures = {"what is known": holed, "filled": filled, "the truth": image}
-            yield View(pictures, f"{state.step} denoiser calls.")
+        holed = torch.where(hole, torch.tensor(0.0), truth)
+        known = KnownPixels(truth[None], ~hole[None, None], method, jump=jump, repeats=repeats)
+        settings: dict[str, Any] = {"sampler": "ddpm", "steps": steps, "seed": seed}
+        by_chance = float((chosen.images - truth)[..., hole].square().mean(dim=(1, 2)).sqrt().mean())
+        for state in states(chosen.model, chosen.size, constraint=known, **settings):
+            filled = torch.where(hole, state.clean_estimate[0], truth)
+            error = float((filled - truth)[:, hole].square().mean().sqrt())
+            pictures = {"what is known": holed, "filled": filled, "the truth": truth}
+            words = f"{state.step} denoiser calls. In the hole, distance to the truth {error:.2f}; of other "
+            yield View(pictures, f"{words}images of its kind {by_chance:.2f}.")
 
-    def code(hole: Tensor, method: Inpainting, steps: int, repeats: int, seed: int) -> str:
+    def code(
+        subject: int, image: int, own: bytes, hole: Tensor, method: str, jump: int, repeats: int, **rest: int
+    ) -> str:
         rows, columns = hole.nonzero(as_tuple=True)
         box = "..., :0, :0" if not len(rows) else f"..., {int(rows.min())}:{int(rows.max()) + 1}, "
         box += "" if not len(rows) else f"{int(columns.min())}:{int(columns.max()) + 1}"
+        chosen = subjects[subject]
         return (
-            f"{subject.code}from nca_lib.editing import inpaint\n\n"
+            f"{chosen.code}import torch\nfrom nca_lib.editing import inpaint\n"
+            f"{chosen.image_code(image, own)}\n"
             "known = torch.ones(1, 1, *image.shape[2:], dtype=torch.bool)\n"
             f"known[{box}] = False  # the hole's box\n"
-            f'filled = inpaint(\n    model, image, known, method="{method}", repeats={repeats}, '
-            f"steps={steps}, seed={seed}\n)"
+            f'filled = inpaint(\n    model, image, known, method="{method}", jump={jump},\n'
+            f"    repeats={repeats}, steps={rest['steps']}, seed={rest['seed']}\n)"
         )
 
+    height, width = subjects[0].size
+    first = torch.zeros(height, width, dtype=torch.bool)
+    first[height * 3 // 8 : height * 5 // 8, width // 5 : -(width // 5)] = True
+
     def brush() -> Brush:
-        made = Brush(image, label="an image with a hole")
+        made = Brush(subjects[0].images[0], label="an image with a hole")
         made.mask = mask_bytes(first)
         return made
 
-    controls = {
-        "hole": Control("a brush on the image", first, brush),
+    most = min(subject.model.schedule.timesteps for subject in subjects)
+    controls = which(subjects) | {
+        "image": slider("image", 0, 0, 15, 1, "in which a hole is painted"),
         "method": choice("method", list(get_args(Inpainting)), "repaint", "how known pixels are put back"),
-        "steps": slider("steps", 10, 2, min(100, model.schedule.timesteps), 1, "timesteps to visit"),
-        "repeats": slider("repeats", 5, 1, 10, 1, "RePaint: how often each stretch of 5 steps is gone"),
+        "steps": slider("steps", 10, 2, min(100, most), 1, "timesteps to visit"),
+        "jump": slider("jump", 5, 1, 20, 1, "RePaint: how many steps it goes back"),
+        "repeats": slider("repeats", 5, 1, 10, 1, "RePaint: how often it goes each stretch; 1: never back"),
         "seed": slider("seed", 0, 0, 99, 1, SEED),
+        "own": upload(),
+        "hole": Control("a brush on the image", first, brush),
     }
-    return explore(controls, views, "an image with a hole, and the hole filled", "call", code)
+    made = explore(controls, views, "an image with a hole, and the hole filled", "call", code)
+    if isinstance(made, Explorer):
+        _paint_on_the_image(made, subjects)
+    return made
+
+
+def _paint_on_the_image(explorer: Explorer, subjects: tuple[Subject, ...]) -> None:
+    """The brush shows the image that is chosen."""
+    subject, image, own, brush = (explorer.controls[name] for name in ("subject", "image", "own", "hole"))
+
+    def show(_: Any) -> None:
+        with contextlib.suppress(NCAError):  # which the panel tells
+            brush.show(subjects[subject.value].image(image.value, own.value))
+
+    for control in (subject, image, own):
+        control.observe(show, "value")
 
 
 def growing_player(automaton: GrowingNCA, size: int = 36, steps: int = 240) -> Player | HTML:

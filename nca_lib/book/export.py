@@ -1,4 +1,4 @@
-"""Models for the reader's browser: one JSON file that `web/engine.js` runs (chapters 1 and 6).
+"""Models for the reader's browser: one JSON file that `web/engine.js` runs (chapters 1 to 3 and 6).
 
 Weights are rounded to float16 and written as base64. Beside them stand *golden frames*: what PyTorch makes of
 the rounded weights from a seed, so that any engine that reads the file can be checked against it.
@@ -7,6 +7,7 @@ the rounded weights from a seed, so that any engine that reads the file can be c
 from __future__ import annotations
 
 import base64
+import math
 from copy import deepcopy
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from nca_lib.automaton import FixedPerception, GrowingNCA, rollout
 from nca_lib.diff_nca import CellNorm, DiffNCA
-from nca_lib.diffusion import Denoiser
+from nca_lib.diffusion import MLP, Denoiser
 from nca_lib.errors import ExportError
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import ddim, sample
@@ -36,7 +37,7 @@ def export(model: nn.Module, steps: int = 20) -> dict[str, Any]:
     Args:
         model: a [`GrowingNCA`][nca_lib.automaton.GrowingNCA] with fixed perception, or a
             [`Denoiser`][nca_lib.diffusion.Denoiser] around a [`DiffNCA`][nca_lib.diff_nca.DiffNCA] with
-            `position=false`, `norm="cell"`.
+            `position=false`, `norm="cell"`, or around an [`MLP`][nca_lib.diffusion.MLP].
         steps: denoiser calls of a sample, for the golden frames and as the page's default.
 
     Raises:
@@ -47,8 +48,10 @@ def export(model: nn.Module, steps: int = 20) -> dict[str, Any]:
         return _growing(model)
     if isinstance(model, Denoiser) and type(model.network) is DiffNCA:
         return _diffusion(model, steps)
+    if isinstance(model, Denoiser) and isinstance(model.network, MLP):
+        return _dense(model, steps)
     network = type(model.network if isinstance(model, Denoiser) else model).__name__
-    raise ExportError(f"{network} does not run in the browser; GrowingNCA and DiffNCA do")
+    raise ExportError(f"{network} does not run in the browser; GrowingNCA, DiffNCA and MLP do")
 
 
 def rounded(model: nn.Module) -> nn.Module:
@@ -121,6 +124,27 @@ def _diffusion(model: Denoiser, steps: int) -> dict[str, Any]:
             "size": [height, width],
             "timestep": last,
             "output": _base64(output[0].permute(1, 2, 0)),
+            "sample": _base64(image[0].permute(1, 2, 0)),
+        },
+    }
+
+
+def _dense(model: Denoiser, steps: int) -> dict[str, Any]:
+    network: Any = model.network
+    channels = network.image_channels
+    side = math.isqrt(network.layers[-1].out_features // channels)
+    image = sample(model, (side, side), steps=steps, seed=GOLDEN_SEED)
+    return {
+        "kind": "mlp",
+        "size": side,
+        "image_channels": channels,
+        "target": model.target,
+        "alpha_bar": model.schedule.alpha_bar.tolist(),
+        "sampler_steps": steps,
+        "tensors": _tensors(network),
+        "golden": {
+            "seed": GOLDEN_SEED,
+            "size": [side, side],
             "sample": _base64(image[0].permute(1, 2, 0)),
         },
     }

@@ -1,7 +1,8 @@
-"""What is painted on: a brush for notebooks, and images rebuilt from painted waves (chapter 4)."""
+"""What is painted on: a brush, a picture of one's own, images rebuilt from waves (chapters 4, 6)."""
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nca_lib.book.figures import image_bytes
-from nca_lib.errors import UsageError
+from nca_lib.book.pages import bundle
+from nca_lib.data.files import read
+from nca_lib.data.images import quiet_open
+from nca_lib.errors import DataError, UsageError
 from nca_lib.extras import extra
 from nca_lib.fourier import Window, image_of_window, spectrum_window
 
@@ -43,7 +48,7 @@ class Brush(anywidget.AnyWidget):
         UsageError: a mask of another size is set.
     """
 
-    _esm = Path(__file__).parent / "web" / "brush.js"
+    _esm = bundle("brush.js")
     picture = traitlets.Bytes().tag(sync=True)
     number = traitlets.Int().tag(sync=True)
     height = traitlets.Int().tag(sync=True)
@@ -78,8 +83,15 @@ class Brush(anywidget.AnyWidget):
             self.observe(lambda change: on_change(change["new"]), "value")
 
     def show(self, image: Tensor) -> None:
-        """Paint on this image (C, H, W) from now on. Each counts: one that equals the last is drawn too."""
+        """Paint on this image (C, H, W) from now on. Each counts: one that equals the last is drawn too.
+
+        On an image of another size nothing is painted yet.
+        """
+        height, width = image.shape[1:]
         with self.hold_sync():
+            if (height, width) != (self.height, self.width):
+                self.height, self.width = height, width
+                self.mask = bytes(height * width)
             self.picture = image_bytes(image)
             self.number += 1
 
@@ -103,6 +115,61 @@ class Brush(anywidget.AnyWidget):
             self.drawn.set()
         else:  # painted; a message, not a trait: the same stroke twice counts twice
             self.value = self._cells(bytes(buffers[0]))
+
+
+UPLOAD_BYTES = 8_000_000  # a Jupyter server takes messages of 10 MB
+UPLOAD_PIXELS = 16_000_000
+
+
+class Upload(anywidget.AnyWidget):
+    """A picture of the reader's own: `value` holds the file's bytes, none if there is no picture.
+
+    Args:
+        label: beside the button.
+    """
+
+    _esm = bundle("upload.js")
+    label = traitlets.Unicode().tag(sync=True)
+    most = traitlets.Int(UPLOAD_BYTES).tag(sync=True)
+    value = traitlets.Bytes().tag(sync=True, from_json=_received)
+
+    def __init__(self, label: str = "own picture"):
+        super().__init__(label=label)
+
+
+def own_image(content: bytes, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """A picture file of any mode as an image (channels, height, width) in [-1, 1].
+
+    Its middle is cut out in the shape wanted, and reduced or enlarged to the size.
+
+    Args:
+        content: the file's bytes.
+        size: (height, width).
+        channels: 1 or 3.
+
+    Raises:
+        DataError: it is no picture, or has more than 16 million pixels.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "the picture"
+        path.write_bytes(content)
+        try:
+            with quiet_open(path) as opened:
+                pixels = opened.width * opened.height
+        except OSError as error:
+            raise DataError("this is no picture that can be read") from error
+        if pixels > UPLOAD_PIXELS:
+            raise DataError(
+                f"the picture has {pixels / 1e6:.0f} million pixels; at most {UPLOAD_PIXELS // 10**6}"
+            )
+        image, _ = read(path)
+    _, height, width = image.shape
+    scale = min(height / size[0], width / size[1])
+    rows, columns = round(size[0] * scale), round(size[1] * scale)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    middle = image[None, :, top : top + rows, left : left + columns]
+    fitted = F.interpolate(middle, size, mode="bilinear", antialias=True)[0].clamp(-1, 1)
+    return fitted if channels == 3 else fitted.mean(0, keepdim=True)
 
 
 def mask_bytes(mask: Tensor) -> bytes:

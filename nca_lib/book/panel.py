@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from nca_lib.book.film import Film, View, film_page
-from nca_lib.book.painting import Brush
+from nca_lib.book.painting import Brush, Upload
 from nca_lib.book.players import LivingAutomaton
 from nca_lib.extras import extra
 
@@ -127,7 +127,7 @@ class Explorer(ipw.VBox):
                 self.message.value = _progress(number, view.of, time.perf_counter() - began)
         except Exception as error:  # whatever it is: the reader sees one line, not an old picture
             self.film.clear()
-            self.message.value = _in_one_line(error)
+            self.message.value = in_one_line(error)
         else:
             ended = "stopped" if stop.is_set() else "done"
             self.message.value = f"{ended}: {number} frames, {time.perf_counter() - began:.1f} s"
@@ -140,7 +140,8 @@ def _progress(number: int, of: int, seconds: float) -> str:
     return f"frame {number} of {of}, about {seconds / number * max(0, of - number):.0f} s to go"
 
 
-def _in_one_line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """What a reader is told about an error."""
     words = " ".join(str(error).split())
     if isinstance(error, ValueError):  # the library's own words for what cannot be
         return words
@@ -277,3 +278,8 @@ def choice(description: str, options: list[Any], value: Any, tooltip: str = "") 
         return made
 
     return Control(description, value, make)
+
+
+def upload() -> Control:
+    """A picture of the reader's own."""
+    return Control("a picture of your own", b"", Upload)

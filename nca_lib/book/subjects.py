@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from nca_lib.book.film import line_chart
+from nca_lib.book.painting import own_image
 from nca_lib.book.panel import Control, choice
 from nca_lib.book.players import sharing_weights
 from nca_lib.diffusion import Denoiser, NoiseSchedule
-from nca_lib.samplers import SAMPLERS, SamplerState, trajectory
+from nca_lib.samplers import SAMPLERS, Sampler, SamplerState, trajectory
 
 CURVE_POINTS = 60
 
@@ -39,6 +40,24 @@ class Subject:
     def size(self) -> tuple[int, int]:
         """(height, width) of the images."""
         return cast(tuple[int, int], tuple(self.images.shape[2:]))
+
+    def image(self, number: int, own: bytes = b"") -> Tensor:
+        """An image by number, after the last again the first; or the picture whose file is `own`."""
+        if own:
+            return own_image(own, self.size, self.model.image_channels)
+        return self.images[number % len(self.images)]
+
+    def image_code(self, number: int, own: bytes) -> str:
+        """The lines that make the image, (1, C, H, W), beside the model."""
+        if not own:
+            return (
+                f"image = images[{number % len(self.images)} :][:1]  # of those that the explorer was given\n"
+            )
+        return (
+            "from pathlib import Path\n\nfrom nca_lib.book.painting import own_image\n\n"
+            'content = Path("path/to/picture.png").read_bytes()\n'
+            f"image = own_image(content, {self.size}, {self.model.image_channels})[None]\n"
+        )
 
     @property
     def code(self) -> str:
@@ -70,18 +89,24 @@ def which(subjects: tuple[Subject, ...], name: str = "subject", words: str = "mo
 
 
 def states(
-    model: Denoiser, size: tuple[int, int], *, sampler: str = "ddim", steps: int = 20, **settings: Any
+    model: Denoiser,
+    size: tuple[int, int],
+    *,
+    sampler: str | Sampler = "ddim",
+    steps: int = 20,
+    **settings: Any,
 ) -> Iterator[SamplerState]:
     """A [`trajectory`][nca_lib.samplers.trajectory]; a second thread may sample from the model too.
 
     Args:
         model: a trained denoiser.
         size: (height, width).
-        sampler: a name of [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
+        sampler: one, or its name in [`SAMPLERS`][nca_lib.samplers.SAMPLERS].
         steps: denoiser calls.
         settings: further ones of a trajectory.
     """
-    return trajectory(sharing_weights(model), size, sampler=SAMPLERS[sampler], steps=steps, **settings)
+    way = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+    return trajectory(sharing_weights(model), size, sampler=way, steps=steps, **settings)
 
 
 def timestep(model: Denoiser, state: SamplerState) -> int:

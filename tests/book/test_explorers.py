@@ -13,6 +13,7 @@ from IPython.display import HTML
 
 import nca_lib
 from nca_lib.book import demo, explorers
+from nca_lib.book.figures import image_bytes
 from nca_lib.book.film import PAGE_BYTES, PAGE_FRAMES, View, film_page
 from nca_lib.book.panel import Explorer
 from nca_lib.book.subjects import Subject, level_words, radial_power, states
@@ -128,13 +129,30 @@ def test_the_code_that_is_handed_out_runs_and_makes_what_is_shown(
     assert isinstance(explorer, Explorer)
     explorer.wait(60)
     explorer.close()
-    names: dict[str, Any] = {"torch": torch, "image": digits.images[:1]}
+    names: dict[str, Any] = {"images": digits.images}
     exec(explorer.film.code, names)
     shown = names["a" if kind == "compare" else "filled" if kind == "inpainting" else "image"]
     values = {name: control.value for name, control in explorer.controls.items()}
     *_, last = explorer._views(**values)
     picture = next(image for label, image in last.pictures.items() if label != "what is known")
     torch.testing.assert_close(shown[0].clamp(-1, 1), picture.clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("live")
+def test_a_hole_is_painted_into_the_image_that_is_chosen_or_brought_along(digits: Subject) -> None:
+    explorer = explorers.inpainting_painter(digits)
+    assert isinstance(explorer, Explorer)
+    explorer.set(image=2)
+    assert explorer.controls["hole"].picture == image_bytes(digits.images[2])
+    explorer.set(own=image_bytes(torch.ones(3, 20, 30)))
+    assert explorer.controls["hole"].picture == image_bytes(torch.ones(1, 8, 8))
+    explorer.wait(30)
+    words = explorer.film.frames[-1]["caption"]
+    assert re.search(r"distance to the truth \d\.\d\d; of other images of its kind \d\.\d\d", words)
+    explorer.set(own=b"no picture")
+    explorer.wait(30)
+    assert explorer.message.value == "this is no picture that can be read"
+    explorer.close()
 
 
 @pytest.mark.usefixtures("live")

@@ -21,7 +21,7 @@ from nca_lib.automaton import GrowingNCA, states
 from nca_lib.book.demo import Demo, diffusion_demo, growing_demo
 from nca_lib.book.export import ExportError, export, rounded
 from nca_lib.diff_nca import DiffNCA
-from nca_lib.diffusion import Denoiser, clean_of, noise_schedule
+from nca_lib.diffusion import MLP, Denoiser, clean_of, noise_schedule
 from nca_lib.editing import KnownPixels
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, Purpose, firing_from, philox
@@ -228,7 +228,36 @@ def test_golden_frames_let_any_engine_be_checked() -> None:
     assert max(differences) < PARITY
 
 
-@pytest.mark.parametrize("name", [*GROWING, "web-tissue"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpm_solver"])
+def test_dense_networks_draw_pytorchs_batch(sampler: str) -> None:
+    torch.manual_seed(0)
+    models = [weights.load("web-digits"), Denoiser(MLP(5, 3, width=18), noise_schedule(), "v")]
+    script = """
+    const draw = (sample) => [...E.load(given.model).sample({
+      height: given.side, width: given.side, seed: 4, steps: 12, sampler: given.sampler, sample,
+    })].at(-1).image;
+    console.log(JSON.stringify([0, 1, 2].map((sample) => text(draw(sample)))));
+    """
+    for model, side, channels in zip(models, (8, 5), (1, 3), strict=True):
+        found = node(script, model=export(model), side=side, sampler=sampler)
+        settings: dict[str, Any] = {"sampler": SAMPLERS[sampler], "steps": 12, "seed": 4, "count": 3}
+        expected = sample(rounded(model), (side, side), **settings)
+        for text, image in zip(found, expected, strict=True):
+            torch.testing.assert_close(array(text, side, side, channels), image, atol=PARITY, rtol=0)
+
+
+def test_golden_digits_are_the_shipped_files() -> None:
+    script = """
+    const { golden: g, ...model } = given.model, [height, width] = g.size;
+    const frames = [...E.load(model).sample({ height, width, seed: g.seed, steps: model.sampler_steps })];
+    console.log(JSON.stringify(text(frames.at(-1).image)));
+    """
+    model = json.loads((WEB / "web-digits.json").read_text())
+    golden = array(model["golden"]["sample"], 8, 8, 1)
+    torch.testing.assert_close(array(node(script, model=model), 8, 8, 1), golden, atol=PARITY, rtol=0)
+
+
+@pytest.mark.parametrize("name", [*GROWING, "web-tissue", "web-digits"])
 def test_the_shipped_files_hold_the_shipped_weights(name: str) -> None:
     shipped, exported = json.loads((WEB / f"{name}.json").read_text()), export(weights.load(name))
     assert {**shipped, "golden": None} == {**exported, "golden": None}
@@ -236,7 +265,8 @@ def test_the_shipped_files_hold_the_shipped_weights(name: str) -> None:
 
 def test_files_are_small_enough_for_a_page() -> None:
     assert max((WEB / f"{name}.json").stat().st_size for name in GROWING) <= 40_000
-    assert (WEB / "web-tissue.json").stat().st_size <= 300_000
+    for name in ("web-tissue", "web-digits"):
+        assert (WEB / f"{name}.json").stat().st_size <= 300_000
 
 
 def test_exporting_leaves_the_model_as_it_was() -> None:
@@ -273,8 +303,8 @@ def test_the_command_writes_the_file_and_overwrites_nothing(
     assert "--force" in capsys.readouterr().err
     assert main(["export-web", "growing-persist", "--out", str(out), "--force"]) == 0
     assert json.loads(out.read_text()) == export(weights.load("growing-persist"))
-    assert main(["export-web", "digits-mlp", "--out", str(tmp_path / "mlp.json")]) == 2
-    assert "MLP" in capsys.readouterr().err
+    assert main(["export-web", "digits-fourier", "--out", str(tmp_path / "fourier.json")]) == 2
+    assert "FourierDiffNCA" in capsys.readouterr().err
 
 
 def test_demos_are_widgets_in_jupyter_and_self_contained_html_in_the_book(

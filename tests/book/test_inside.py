@@ -74,7 +74,7 @@ def test_answers_are_those_of_the_code_that_is_handed_out(task: Task) -> None:
     values = {name: control.value for name, control in explorer.controls.items()}
     values |= {"answers": 3, "steps": 4}
     *_, last = explorer._views(**values)
-    names: dict[str, Any] = {"image": subject("digits-diff-nca").images[:1]}
+    names: dict[str, Any] = {"images": subject("digits-diff-nca").images}
     assert explorer._code
     exec(explorer._code(**values), names)
     for number in range(3):

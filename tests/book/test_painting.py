@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from nca_lib.book.painting import Brush, image_of_waves, log_spectrum, mask_bytes, wave_mask
+from nca_lib.book.painting import Brush, image_of_waves, log_spectrum, mask_bytes, own_image, wave_mask
 from nca_lib.data.faces import Faces
+from nca_lib.errors import DataError
 from nca_lib.fourier import image_of_window, spectrum_window
 
 
@@ -43,6 +47,42 @@ def test_the_spectrum_shown_is_symmetric_and_brightest_where_a_wave_is() -> None
     shown = log_spectrum(torch.cos(3 * x).expand(1, 32, 32), 8)[0]
     assert torch.equal(shown, shown.flip(0, 1))
     assert sorted(map(tuple, (shown > 0.9).nonzero().tolist())) == [(7, 4), (7, 10)]
+
+
+def png(image: Image.Image, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "1", "P", "CMYK", "I;16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_own_picture_of_any_mode_is_cut_to_shape_and_size(mode: str, channels: int) -> None:
+    stripes = np.zeros((40, 100), np.uint8)
+    stripes[:, 30:50] = 255  # the left half of the middle square
+    grey = Image.fromarray(stripes)
+    image = Image.fromarray(stripes.astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
+    shown = own_image(png(image, "TIFF" if mode == "CMYK" else "PNG"), (16, 16), channels)
+    assert shown.shape == (channels, 16, 16)
+    assert (shown[..., :7] > 0.95).all()
+    assert (shown[..., 9:] < -0.95).all()
+
+
+def test_what_is_no_picture_or_too_large_is_told() -> None:
+    with pytest.raises(DataError, match="no picture"):
+        own_image(b"hello", (8, 8))
+    with pytest.raises(DataError, match="25 million pixels; at most 16"):
+        own_image(png(Image.new("1", (5000, 5000))), (8, 8))
+
+
+def test_a_brush_on_a_picture_of_another_size_begins_anew() -> None:
+    brush = Brush(torch.zeros(3, 4, 6))
+    brush.mask = bytes([1] * 24)
+    brush.show(torch.zeros(3, 4, 6))
+    assert brush.value.all()
+    brush.show(torch.zeros(1, 5, 5))
+    assert brush.value.shape == (5, 5)
+    assert not brush.value.any()
 
 
 def test_a_brush_tells_what_is_painted_and_refuses_another_size() -> None:

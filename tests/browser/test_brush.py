@@ -1,7 +1,6 @@
 """The brush paints with mouse and keyboard, and tells its model what is painted; no network."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +8,9 @@ from playwright.sync_api import Page, sync_playwright
 from test_pages import CHROMIUM, QUIET
 
 from nca_lib.book.figures import image_bytes
+from nca_lib.book.pages import bundle
 
-SOURCE = (Path(__file__).parents[2] / "nca_lib" / "book" / "web" / "brush.js").read_text()
+SOURCE = bundle("brush.js")
 # A stand-in for anywidget's model: it keeps the traits and tells who listens.
 MOUNT = """async ([source, traits, png]) => {
     const heard = {};
@@ -122,3 +122,24 @@ def test_a_fleeting_brush_tells_during_the_stroke_and_keeps_nothing(blank: Page)
     page.keyboard.press("Space")
     page.keyboard.press("Space")  # the same again is told again
     assert page.evaluate(f"{strokes}.slice(-2).map(([, mask]) => mask.some(Boolean))") == [True, True]
+
+
+def test_an_own_picture_goes_to_python_and_one_too_heavy_is_refused_in_words(blank: Page) -> None:
+    mount = """async source => {
+        const traits = {most: 1000, label: "own picture", value: new DataView(new ArrayBuffer(0))};
+        const set = (name, value) => { traits[name] = value; };
+        const model = {get: name => traits[name], set, save_changes() {}};
+        window.value = () => [...new Uint8Array(traits.value.buffer)];
+        const module = await import(URL.createObjectURL(new Blob([source], {type: "text/javascript"})));
+        module.default.render({model, el: document.body});
+    }"""
+    blank.evaluate(mount, bundle("upload.js"))
+    chosen = blank.get_by_label("own picture")
+    chosen.set_input_files({"name": "cat.png", "mimeType": "image/png", "buffer": b"abc"})
+    blank.get_by_text("cat.png, 0.0 MB").wait_for()
+    assert bytes(blank.evaluate("window.value()")) == b"abc"
+    chosen.set_input_files({"name": "dog.png", "mimeType": "image/png", "buffer": bytes(1001)})
+    blank.get_by_text("at most 0.001 MB").wait_for()
+    assert bytes(blank.evaluate("window.value()")) == b"abc"
+    blank.get_by_role("button", name="Use none").click()
+    assert blank.evaluate("window.value()") == []

@@ -81,10 +81,11 @@ function lineChart(chart, width = 360, height = 190) {
   return svg;
 }
 
-// Points with names. `points` are { x, y, name, group }; `floor` (a y or null) is a dashed line.
-function scatterChart({ points, floor = null, xLabel, yLabel, logX, logY }, width = 660, height = 420) {
+// Points with names. `points` are { x, y, name, group, error } (a bar of one error up and down); `floor` (a y or null)
+// is a dashed line. `joined`: a line from point to point of each group.
+function scatterChart({ points, floor = null, xLabel, yLabel, logX, logY, joined = false }, width = 660, height = 420) {
   const x = scale(padded(points.map((p) => p.x), logX), MARGIN.left, width - MARGIN.right, logX);
-  const heights = [...points.map((p) => p.y), ...(floor === null ? [] : [floor])];
+  const heights = [...points.flatMap((p) => [p.y - p.error, p.y + p.error]), ...(floor === null ? [] : [floor])];
   const y = scale(padded(heights, logY), height - MARGIN.bottom, MARGIN.top, logY);
   const svg = frame({ x, y, width, height, words: `${yLabel} over ${xLabel}` });
   const groups = [...new Set(points.map((p) => p.group))], taken = [];
@@ -93,8 +94,18 @@ function scatterChart({ points, floor = null, xLabel, yLabel, logX, logY }, widt
       stroke: "currentColor", "stroke-dasharray": "5 4" }));
     svg.append(drawn("text", { x: width - MARGIN.right, y: y.at(floor) - 5, "text-anchor": "end" }, "real images"));
   }
+  const colourOf = (group) => COLOURS[groups.indexOf(group) % COLOURS.length];
+  for (const group of joined ? groups : []) {
+    const way = points.filter((p) => p.group === group).sort((a, b) => a.x - b.x);
+    svg.append(drawn("polyline", { points: way.map((p) => `${x.at(p.x).toFixed(1)},${y.at(p.y).toFixed(1)}`).join(" "),
+      fill: "none", stroke: colourOf(group), "stroke-width": 1.5 }));
+  }
   for (const point of points) {
-    const [cx, cy] = [x.at(point.x), y.at(point.y)], colour = COLOURS[groups.indexOf(point.group) % COLOURS.length];
+    const [cx, cy] = [x.at(point.x), y.at(point.y)], colour = colourOf(point.group);
+    if (point.error) {
+      svg.append(drawn("line", { x1: cx, x2: cx, y1: y.at(point.y - point.error), y2: y.at(point.y + point.error),
+        stroke: colour, "stroke-width": 1.5 }));
+    }
     const dot = drawn("circle", { cx, cy, r: 5, fill: colour });
     dot.append(drawn("title", {}, `${point.name}: ${short(point.x)}, ${short(point.y)}`));
     svg.append(dot);

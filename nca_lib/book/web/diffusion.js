@@ -6,7 +6,7 @@
 import { button, calm, copyable, element, labelled, number, put, range, select, tools, watch } from "./parts.js";
 import { bytesOfImage, pictures } from "./pictures.js";
 import { disc, surface } from "./surface.js";
-import { NO_WORKER, addressOf, startWorker } from "./workers.js";
+import { NO_WORKER, addressOf, graphics, startWorker } from "./workers.js";
 import { insideView } from "./inside.js";
 
 const SIDE = 290, LENGTH = 40, WIDER = 24, WIDEST = 232; // WIDER: cells at a time
@@ -63,6 +63,7 @@ function render({ model, el }) {
   const halt = button("Stop", () => (run.going ? stop("stopped") : go()), "stop here, or go on from here");
   const step = button("Step", () => go(1), "one denoiser call");
   const scrubber = range(0, 0, 0), place = element("output", { "aria-live": "off" });
+  const on = select(["processor", "GPU"]), where = labelled("computed by", on, "what computes: the processor, or the GPU by WebGPU");
   const tool = select(["hole", "colour", "new noise"]), size = range(1, 8, 4);
   const colour = element("input", { type: "color", value: "#7a3b1d" });
   const shown = surface(`${label}: arrow keys move, space paints`, () => Number(size.value), SIDE, { dab, stroked: () => inside.changed() });
@@ -83,7 +84,7 @@ function render({ model, el }) {
     element("div", { class: "nca-pictures" }, element("figure", {}, caption, shown.root), estimate.root),
     tools(labelled("call", scrubber, "go back, or forth again"), place), tools(draw, halt, step, fill, grow, status),
     tools(labelled("seed", seed), labelled("sampler", sampler), labelled("steps", steps, "denoiser calls"),
-      labelled("height", height), labelled("width", width), ...(model.inPage ? [link] : [])),
+      labelled("height", height), labelled("width", width), where, ...(model.inPage ? [link] : [])),
     tools(labelled("brush", tool, "hole: to fill. colour, new noise: on the noisy image, then go on"), labelled("colour", colour), labelled("size", size)),
     element("div", { class: "nca-demo-help" }, "Stop half-way, paint a colour on the noisy image, go on. Or paint a hole when it is " +
       "done (drag, or arrow keys and space) and fill it."), inside.root, code.root);
@@ -98,7 +99,7 @@ function render({ model, el }) {
     canvas = next;
     const part = windowOf(next, colours), resampled = part.known.includes(1) ? REPAINT : {};
     const settings = { seed: Number(seed.value), steps: Number(steps.value), sampler: sampler.value, ...resampled };
-    run = { part, settings, word, frames: [], at: 0, going: false };
+    run = { part, settings, word, frames: [], at: 0, going: false, took: 0 };
     estimate.zoomTo(Math.max(1, Math.floor(SIDE / canvas.height)));
     go();
   }
@@ -113,7 +114,9 @@ function render({ model, el }) {
     if (!worker) {
       worker = startWorker(address, weights, (frame) => hear(frame, frames), () => stop(NO_WORKER));
       frames.length = from ? run.at + 1 : 0; // what came later comes anew
-      worker.postMessage({ sample: { ...told, ...settings, from: from ? { image: from.image, t: from.t } : null } });
+      const sample = { ...told, ...settings, from: from ? { image: from.image, t: from.t } : null };
+      worker.postMessage({ gpu: on.value === "GPU", sample });
+      run.since = performance.now();
       if (from) run.skip = 1; // the first that comes is where we are
       run.before = from ? from.call : 0;
     }
@@ -140,16 +143,18 @@ function render({ model, el }) {
     refresh();
   }
   function finish() {
-    const { part, frames, settings } = run, { image, calls } = frames[frames.length - 1];
+    const { part, frames, settings } = run, { image, calls, on: by } = frames[frames.length - 1];
     part.cells.forEach((cell, i) => canvas.picture.set(image.subarray(i * colours, (i + 1) * colours), cell * colours));
     canvas.hole.fill(0);
     const full = canvas.width + WIDER > WIDEST ? `; ${canvas.width} cells are as wide as it gets` : "";
-    stop(`seed ${settings.seed}, ${calls} calls of the denoiser${full}`);
+    free();
+    stop(`seed ${settings.seed}, ${calls} calls of the denoiser, ${(run.took / 1000).toFixed(1)} s on the ${by}${full}`);
   }
   function free() {
     worker?.terminate();
     worker = null;
-    if (run) run.going = run.asleep = false;
+    if (run?.since) run.took += performance.now() - run.since;
+    if (run) run.going = run.asleep = run.since = false;
   }
   function stop(words) {
     free();
@@ -243,6 +248,11 @@ function render({ model, el }) {
   }
   size.addEventListener("input", () => shown.moveRing());
   put(el, root);
+  where.hidden = true;
+  graphics().then((kind) => {
+    where.hidden = !kind;
+    if (kind === "GPU") on.value = "GPU";
+  });
   refresh();
   const fromAddress = shared();
   const unwatch = watch(root, (now) => {

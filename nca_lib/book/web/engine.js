@@ -228,10 +228,12 @@ class DiffNCA {
     return layer(2, layer(0, input).map((h) => h / (1 + Math.exp(-h))));
   }
 
-  // Fold all that depends on time only into the weights: embedding channels become biases, both modulations factors.
-  // The mean that the norm subtracts from the hidden layer is linear in its input: it goes into the weights too.
-  fold(time, step) {
-    const { channels, hidden, weights, perceived } = this, around = channels + 4, inputs = 2 * channels + 4;
+  // What a step's time does to the weights, as functions of (output, input), and biases: embedding channels become biases,
+  // both modulations factors. The mean that the norm subtracts from the hidden layer is linear in its input: it goes into
+  // the weights too.
+  folded(time, step) {
+    const { channels, hidden, weights } = this, around = channels + 4, inputs = 2 * channels + 4;
+    const perceptionBias = new Float32Array(channels), widenBias = new Float32Array(hidden);
     const [perception, widen, narrow] = ["perception", "widen", "narrow"].map((name) => weights[`${name}.weight`]);
     const embedding = this.net("embedding", lift([time, step], this.encoding));
     const ones = (count) => new Array(count).fill(1), modulated = "modulate_seen.0.weight" in weights;
@@ -240,20 +242,31 @@ class DiffNCA {
     for (let o = 0; o < channels; o++) {
       let bias = weights["perception.bias"][o];
       for (let i = 0; i < 36; i++) bias += perception[(o * around + channels) * 9 + i] * embedding[Math.floor(i / 9)];
-      this.perceptionBias[o] = bias;
+      perceptionBias[o] = bias;
     }
     const mean = new Float64Array(inputs);
     for (let i = 0; i < hidden * inputs; i++) mean[i % inputs] += widen[i] / hidden;
     const meanBias = weights["widen.bias"].reduce((sum, b) => sum + b / hidden, 0);
     const centred = (o, i) => (widen[o * inputs + i] - mean[i]) * bySeen[i];
     for (let o = 0; o < hidden; o++) {
-      this.widenBias[o] = weights["widen.bias"][o] - meanBias;
-      for (let e = 0; e < 4; e++) this.widenBias[o] += centred(o, channels + e) * embedding[e];
+      widenBias[o] = weights["widen.bias"][o] - meanBias;
+      for (let e = 0; e < 4; e++) widenBias[o] += centred(o, channels + e) * embedding[e];
     }
-    const unpadded = (o, i) => (i < 2 * channels ? centred(o, i < channels ? i : i + 4) : 0);
-    tile(hidden, channels + perceived, unpadded, this.widen);
-    const written = (o, i) => (i < hidden ? narrow[(o + this.images) * hidden + i] * byHidden[i] : 0);
-    tile(channels - this.images, this.wide, written, this.narrow);
+    const widened = (o, i) => (i < 2 * channels ? centred(o, i < channels ? i : i + 4) : 0);
+    const narrowed = (o, i) => (i < hidden ? narrow[(o + this.images) * hidden + i] * byHidden[i] : 0);
+    return { perceptionBias, widenBias, widened, narrowed };
+  }
+
+  fold(time, step) {
+    const { perceptionBias, widenBias, widened, narrowed } = this.folded(time, step);
+    this.perceptionBias.set(perceptionBias);
+    this.widenBias.set(widenBias);
+    tile(this.hidden, this.channels + this.perceived, widened, this.widen);
+    tile(this.channels - this.images, this.wide, narrowed, this.narrow);
+  }
+
+  fires(y, x, time, k, noise) {
+    return this.probability === 1 || noise.uniform(y, x, FIRING, Math.round(time * 2 ** 20), k) < this.probability;
   }
 
   // What the network says about `noisy` at `time` = t/T; `noise` gives the firing masks.
@@ -266,7 +279,6 @@ class DiffNCA {
   // The state after each of the K steps, larger by a cell on each side; what is yielded is used again.
   *states(noisy, height, width, time, noise) {
     const { channels, images } = this, size = (height + 2) * (width + 2), cells = new Int32Array(height * width);
-    const moment = Math.round(time * 2 ** 20);
     let now = new Float32Array(size * channels), next = new Float32Array(size * channels);
     const start = new Float32Array(height * width * channels);
     for (let i = 0; i < noisy.length; i++) start[Math.floor(i / images) * channels + (i % images)] = noisy[i];
@@ -277,8 +289,7 @@ class DiffNCA {
       let count = 0;
       for (let y = 0; y < height; y++) {
         for (let x = 0; x < width; x++) {
-          const fires = this.probability === 1 || noise.uniform(y, x, FIRING, moment, k) < this.probability;
-          if (fires) cells[count++] = (y + 1) * (width + 2) + x + 1;
+          if (this.fires(y, x, time, k, noise)) cells[count++] = (y + 1) * (width + 2) + x + 1;
         }
       }
       next.set(now);
@@ -343,4 +354,39 @@ class DiffNCA {
   }
 }
 
-export { DiffNCA, GrowingNCA, halfFloats };
+// ---- The dense network of chapter 2: MLP in nca_lib/diffusion.py --------------------------------------------------
+
+class MLP {
+  constructor(model) {
+    const weights = tensorsOf(model);
+    this.images = model.image_channels;
+    this.layers = [0, 2, 4, 6].map((n) => {
+      const weight = weights[`layers.${n}.weight`], bias = weights[`layers.${n}.bias`], inputs = weight.length / bias.length;
+      const padded = new Float32Array(fourfold(bias.length));
+      padded.set(bias);
+      return { inputs, outputs: padded.length, bias: padded, weight: tile(bias.length, inputs, (o, i) => weight[o * inputs + i]) };
+    });
+  }
+
+  forward(noisy, height, width, time) {
+    const cells = height * width, values = noisy.length, input = new Float32Array(values + 16);
+    const theirs = (i) => (i % this.images) * cells + Math.floor(i / this.images); // channels first
+    for (let i = 0; i < values; i++) input[theirs(i)] = noisy[i];
+    for (let k = 0; k < 8; k++) {
+      const angle = Math.fround(time * Math.fround((Math.PI / 2) * 2 ** k));
+      input[values + k] = Math.sin(angle);
+      input[values + 8 + k] = Math.cos(angle);
+    }
+    // `dense` computes two cells at a time: here one of them is no cell.
+    let x = input;
+    this.layers.forEach(({ inputs, outputs, bias, weight }, n) => {
+      const two = new Float32Array(2 * inputs), y = new Float32Array(2 * outputs);
+      two.set(x.subarray(0, inputs));
+      dense(two, inputs, weight, bias, y, outputs, outputs, 0, 1);
+      x = n < 3 ? y.subarray(0, outputs).map((h) => h / (1 + Math.exp(-h))) : y;
+    });
+    return Float32Array.from(noisy, (_, i) => x[theirs(i)]);
+  }
+}
+
+export { DiffNCA, GrowingNCA, MLP, halfFloats };

@@ -26,17 +26,18 @@ function philox(c0, c1, c2, c3, k0, k1, out) {
   out[3] = c3;
 }
 
-// Each number is computed from its address: seed, purpose, step, substep, y, x.
+// Each number is computed from its address: seed, sample, purpose, step, substep, y, x.
 class CounterNoise {
-  constructor(seed, y = 0, x = 0) {
+  constructor(seed, y = 0, x = 0, sample = 0) {
     this.seed = seed | 0;
+    this.sample = sample;
     this.y = y;
     this.x = x;
     this.words = new Uint32Array(4);
   }
 
   wordsAt(y, x, purpose, step, block) {
-    philox(x + this.x, y + this.y, step, (purpose << 24) | block, this.seed, 0, this.words);
+    philox(x + this.x, y + this.y, step, (purpose << 24) | block, this.seed, this.sample, this.words);
     return this.words;
   }
 

@@ -9,6 +9,7 @@ const THEME = `
   font: var(--jp-ui-font-size1, 0.9rem) / 1.4 var(--jp-ui-font-family, inherit); }
 .nca-demo-tools { display: flex; flex-wrap: wrap; gap: 0.5em 0.9em; align-items: center; margin-top: 0.6em; }
 .nca-demo label { display: inline-flex; gap: 0.4em; align-items: center; }
+.nca-demo [hidden] { display: none; }
 .nca-demo input[type=range] { width: 6.5em; accent-color: var(--accent); }
 .nca-demo label:has(.nca-demo-wide) { flex: 1 1 16em; max-width: 30em; white-space: nowrap; }
 .nca-demo input.nca-demo-wide { flex: 1; min-width: 5em; }

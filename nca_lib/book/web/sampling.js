@@ -3,7 +3,8 @@
 // it imports, as a plain worker.
 
 import { CounterNoise, FIRING, SAMPLER, START, philox } from "./noise.js";
-import { DiffNCA, GrowingNCA, halfFloats } from "./engine.js";
+import { DiffNCA, GrowingNCA, MLP, halfFloats } from "./engine.js";
+import { GpuDiffNCA } from "./gpu.js";
 
 // The timesteps to visit from T-1 to 0, evenly spaced, and -1 for the clean image; halves round to even, as there.
 function timestepArray(timesteps, steps) {
@@ -42,7 +43,7 @@ function repaintPath(visited, jump, repeats) {
 
 class Denoiser {
   constructor(model) {
-    this.network = new DiffNCA(model);
+    this.network = model.kind === "mlp" ? new MLP(model) : new DiffNCA(model);
     this.images = model.image_channels;
     this.target = model.target;
     this.alphaBar = model.alpha_bar;
@@ -56,13 +57,12 @@ class Denoiser {
     return t < 0 ? 0 : Math.sqrt(1 - this.alphaBar[t]);
   }
 
-  // The clean image under `noisy`, clipped to [-1, 1]. In float32 as PyTorch: at the first timesteps `signal` is tiny,
-  // and what rounding does shows.
-  clean(noisy, height, width, t, noise) {
-    const output = this.network.forward(noisy, height, width, Math.fround(t / this.alphaBar.length), noise);
-    return this.cleanOf(output, noisy, t);
+  time(t) {
+    return Math.fround(t / this.alphaBar.length);
   }
 
+  // The clean image under `noisy`, clipped to [-1, 1]. In float32 as PyTorch: at the first timesteps `signal` is tiny,
+  // and what rounding does shows.
   cleanOf(output, noisy, t) {
     const float = Math.fround, signal = float(this.signal(t)), sigma = float(this.sigma(t)), { target } = this;
     return output.map((value, i) => {
@@ -76,11 +76,35 @@ class Denoiser {
   // "ddim" (eta 0; Song et al. 2021, eq. 12), "ddpm" (ancestral, eta 1) or "dpm_solver" (DPM-Solver++(2M), Lu et al.
   // 2022) on a canvas of any size, from noise; or `from` { image, t } on. Where `known` (one number a cell) is not 0
   // the pixels of `picture` stay; they are put in noised to the timestep reached, as RePaint does. `y`, `x` say where
-  // on a larger canvas this one lies. Yields the image to begin with (clean: null), then after each call of the network;
-  // t is the noise level of the image, -1 for the last one, which is finished.
-  *sample({ height, width, seed, steps, sampler = "ddim", from = null, picture = null, known = null, jump = 5,
-    repeats = 1, y = 0, x = 0 }) {
-    const { images } = this, timesteps = this.alphaBar.length, noise = new CounterNoise(seed, y, x);
+  // on a larger canvas this one lies, `sample` which of a batch it is. Yields the image to begin with (clean: null), then
+  // after each call of the network; t is the noise level of the image, -1 for the last one, which is finished.
+  *sample(settings) {
+    const way = this.way(settings, this.network);
+    for (let step = way.next(); !step.done;) {
+      if (step.value.output) step = way.next(step.value.output);
+      else {
+        yield step.value;
+        step = way.next();
+      }
+    }
+  }
+
+  // The same, the network's calls by a GpuDiffNCA, which answers later.
+  async *sampleBy(gpu, settings) {
+    const way = this.way(settings, gpu);
+    for (let step = way.next(); !step.done;) {
+      if (step.value.output) step = way.next(await step.value.output);
+      else {
+        yield step.value;
+        step = way.next();
+      }
+    }
+  }
+
+  // What `sample` yields, and before each of the calls' frames { output }, which whoever drives it hands back.
+  *way({ height, width, seed, steps, sampler = "ddim", from = null, picture = null, known = null, jump = 5,
+    repeats = 1, y = 0, x = 0, sample = 0 }, network) {
+    const { images } = this, timesteps = this.alphaBar.length, noise = new CounterNoise(seed, y, x, sample);
     const drawn = (purpose, step) => noise.normal(height, width, images, purpose, step), visits = new Map();
     const even = sampler !== "dpm_solver" || repeats > 1;
     const visited = even ? timestepArray(timesteps, steps) : logSnrArray(this.alphaBar, steps);
@@ -99,7 +123,8 @@ class Denoiser {
         previous = null;
         continue;
       }
-      const clean = this.clean(image, height, width, now, noise), last = stride;
+      const output = yield { output: network.forward(image, height, width, this.time(now), noise) };
+      const clean = this.cleanOf(output, image, now), last = stride;
       stride = Math.log(signal / this.signal(now)) + Math.log(this.sigma(now) / sigma);
       const bend = sampler === "dpm_solver" && previous && before >= 0 ? stride / (2 * last) : 0, old = previous;
       const ahead = bend ? clean.map((v, i) => v + bend * (v - old[i])) : clean;
@@ -121,7 +146,7 @@ class Denoiser {
   // channels, and how much each cell differs (root mean square over channels) from a run in which one cell of the
   // image was changed: [y, x].
   inside({ image, height, width, t, seed, cell: [y, x] }) {
-    const { network } = this, { images, channels } = network, time = Math.fround(t / this.alphaBar.length);
+    const { network } = this, { images, channels } = network, time = this.time(t);
     const touched = image.slice(), noise = () => new CounterNoise(seed), found = [];
     for (let c = 0; c < images; c++) touched[(y * width + x) * images + c] += 0.5;
     const other = network.states(touched, height, width, time, noise());
@@ -147,22 +172,28 @@ const load = (model) => (model.kind === "growing-nca" ? new GrowingNCA(model) : 
 
 // A worker is told { load: model } and then { grow: ... }, which it answers with the state after the steps asked for; or
 // { sample: ... }, which begins, and { next: true }, which it answers with the state after one call more; or
-// { inside: ... }. To stop it, terminate it.
+// { inside: ... }. To stop it, terminate it. With { gpu: true } beside `sample` the GPU computes, if there is one that
+// can; the answer's `on` says who did.
 function serve(scope) {
-  let model = null, way = null;
-  scope.onmessage = ({ data }) => {
+  let model = null, way = null, on = "", turn = Promise.resolve();
+  async function act(data) {
     if (data.load) model = load(data.load);
     if (data.grow) {
       const { state, height, width, steps, seed, first } = data.grow;
       model.run(state, height, width, steps, new CounterNoise(seed), first);
       scope.postMessage({ state, step: first + steps }, [state.buffer]);
     }
-    if (data.sample) way = model.sample(data.sample);
-    if (data.next) scope.postMessage(way.next().value);
+    if (data.sample) {
+      const gpu = data.gpu ? await GpuDiffNCA.of(model.network) : null;
+      way = gpu ? model.sampleBy(gpu, data.sample) : model.sample(data.sample);
+      on = gpu ? "GPU" : "processor";
+    }
+    if (data.next) scope.postMessage({ ...(await way.next()).value, on });
     if (data.inside) scope.postMessage({ inside: model.inside(data.inside) });
-  };
+  }
+  scope.onmessage = ({ data }) => { turn = turn.then(() => act(data)); };
 }
 if (typeof WorkerGlobalScope === "function" && self instanceof WorkerGlobalScope) serve(self);
 
-export { CounterNoise, Denoiser, DiffNCA, FIRING, GrowingNCA, START, halfFloats, load, logSnrArray, philox,
+export { CounterNoise, Denoiser, DiffNCA, FIRING, GpuDiffNCA, GrowingNCA, START, halfFloats, load, logSnrArray, philox,
   repaintPath, timestepArray };

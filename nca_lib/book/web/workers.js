@@ -15,4 +15,11 @@ function startWorker(address, model, answer, failed) {
   return worker;
 }
 
-export { NO_WORKER, addressOf, startWorker };
+// What computes faster here: "GPU", "software" (which only claims to be a GPU, and is slower than the engine), or nothing.
+async function graphics() {
+  const adapter = await navigator.gpu?.requestAdapter();
+  if (!adapter) return null;
+  return adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter ? "software" : "GPU";
+}
+
+export { NO_WORKER, addressOf, graphics, startWorker };
