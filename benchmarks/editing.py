@@ -1,11 +1,12 @@
-"""Measure the edits of chapter 6: `python benchmarks/editing.py [inpaint upscale size]`.
+"""Measure the edits of chapter 6: `python benchmarks/editing.py [inpaint upscale size] [--count 512]`.
 
-Writes one JSON line a measurement into the results' `editing.jsonl`, which the chapter reads, and begins anew
-the parts that are named. Images are held-out ones; distances are Frechet distances of `nca-features-1`.
+Writes one JSON line a measurement into the results' `editing.jsonl`, which the chapter reads, and goes on
+after those that are there; `--again` begins the named parts anew. Images are held-out ones; distances are
+Frechet distances to 1,024 other held-out images, one for each extractor that so many images allow.
 """
 
+import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -26,22 +27,25 @@ from nca_lib.data.faces import Faces
 from nca_lib.data.images import Images
 from nca_lib.data.tissue import Tissue
 from nca_lib.devices import compile_step, computes_bf16
-from nca_lib.editing import enlarge, inpaint, upscale
+from nca_lib.editing import KnownPixels, enlarge, inpaint, upscale
 from nca_lib.evaluation.coherence import coherence
-from nca_lib.evaluation.extractors.extractor import to_pixels
-from nca_lib.evaluation.extractors.small import SmallFeatures
-from nca_lib.evaluation.metrics import frechet_distance
-from nca_lib.samplers import ddpm
+from nca_lib.evaluation.extractors.choose import default_extractors
+from nca_lib.evaluation.metrics import Measure, frechet_distance
+from nca_lib.samplers import ddpm, dpm_solver, timestep_array
 
 TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "editing.jsonl"
-COUNT, STEPS, SIZE = 64, 25, 32
-PART = 8  # images at a time, which the processor's cache holds
+STEPS, SIZE = 20, 32
+JUMP, REPEATS = 5, 3  # RePaint's
+CALLS = 10  # of DPM-Solver++ where nothing is edited
 MODELS = {"tissue": "tissue-diff-nca", "faces": "faces-fourier"}
 HOLES = {
     "tissue": {"middle": (10, 22, 10, 22)},
-    "faces": {"eye": (11, 19, 17, 27), "half": (0, 32, 16, 32)},
+    "faces": {"half": (0, 32, 16, 32), "eye": (11, 19, 17, 27)},
 }
+FACTORS = (2, 4, 8)
+SIDES = {"tissue": (32, 64, 128, 256, 512), "faces": (32, 48, 64, 96, 128)}
 LPIPS = Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth"
+Row = dict[str, Any]
 
 
 def held_out(kind: str) -> Images:
@@ -57,22 +61,23 @@ def images(data: Images, count: int, seed: int) -> Tensor:
     return torch.stack(drawn)
 
 
-class Distance:
-    """Frechet distance of images to 1,024 held-out ones, cut into 32x32 if they are larger."""
+class Distances:
+    """Frechet distances of `count` images of 32x32 to 1,024 held-out ones, by each extractor's name."""
 
-    def __init__(self, data: Images):
-        self.features = SmallFeatures.shipped().eval()
+    def __init__(self, data: Images, count: int):
+        self.measure = Measure(default_extractors(count))
         offset = len(data) // 2  # other images than those that are edited
         rng = np.random.default_rng
         many = [data.image((offset + n) % len(data), rng([2, n])) for n in range(1024)]
         self.real = self._read(torch.stack(many))
 
-    def _read(self, batch: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([self.features(to_pixels(part)).float() for part in batch.split(64)])
+    def _read(self, batch: Tensor) -> dict[str, Tensor]:
+        parts = [self.measure(part) for part in batch.split(64)]
+        return {e.name: torch.cat([part[e.name] for part in parts]) for e in self.measure.extractors}
 
-    def __call__(self, batch: Tensor) -> float:
-        return round(frechet_distance(self.real, self._read(batch)), 2)
+    def __call__(self, batch: Tensor) -> dict[str, float]:
+        found = self._read(batch)
+        return {name: round(frechet_distance(self.real[name], found[name]), 2) for name in found}
 
 
 def load(kind: str) -> nca_lib.diffusion.Denoiser:
@@ -83,9 +88,15 @@ def load(kind: str) -> nca_lib.diffusion.Denoiser:
     return model
 
 
+def at_once(height: int, width: int) -> int:
+    """How many images the processor's cache holds, a power of two."""
+    return 2 ** int(np.log2(max(1, 16 * SIZE**2 / (height * width))))
+
+
 def in_parts(edit: Callable[..., Tensor], batch: Tensor, **options: Any) -> Tensor:
-    """Edit a few images at a time, each part with a seed of its own."""
-    return torch.cat([edit(part, seed=n, **options) for n, part in enumerate(batch.split(PART))])
+    """Edit some images at a time, each part with a seed of its own."""
+    parts = batch.split(at_once(SIZE, SIZE))
+    return torch.cat([edit(part, seed=n, **options) for n, part in enumerate(parts)])
 
 
 def timed(edit: Callable[[], Tensor]) -> tuple[Tensor, float]:
@@ -119,67 +130,82 @@ def biharmonic(batch: Tensor, hole: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float()
 
 
-def inpainting(kind: str) -> Iterator[dict[str, Any]]:
+def inpainting(kind: str, count: int, done: set[str]) -> Iterator[Row]:
     """Fill holes: plainly, the published way, by RePaint."""
     data, model = held_out(kind), load(kind)
-    distance = Distance(data)
-    real, other = images(data, COUNT, 7), images(data, 2 * COUNT, 8)[COUNT:]
+    distances = Distances(data, count)
+    real, other = images(data, count, 7), images(data, 2 * count, 8)[count:]
     for name, box in HOLES[kind].items():
         mask = torch.ones(1, 1, SIZE, SIZE, dtype=torch.bool)
         mask[..., box[0] : box[1], box[2] : box[3]] = False
         hole = ~mask.expand_as(real)
         fill = partial(in_parts, partial(inpaint, model, mask=mask, sampler=ddpm), real)
+        repaint = {"jump": JUMP, "repeats": REPEATS}
+        path = KnownPixels(real, mask, **repaint).path(timestep_array(model.schedule.timesteps, STEPS))
+        calls = {"published": STEPS, "noised, no jumps": STEPS, "RePaint": int((np.diff(path) < 0).sum())}
         edits: dict[str, Callable[[], Tensor]] = {
             "the image itself": real.clone,
             "another image's pixels": partial(torch.where, mask, real, other),
             "biharmonic": partial(biharmonic, real, ~mask[0, 0]),
             "published": partial(fill, steps=STEPS, method="published"),
-            "published, 4x the steps": partial(fill, steps=4 * STEPS, method="published"),
             "noised, no jumps": partial(fill, steps=STEPS, repeats=1),
-            "RePaint, 4 times": partial(fill, steps=STEPS, jump=5, repeats=4),
+            "RePaint": partial(fill, steps=STEPS, **repaint),
         }
+        if name == "half":  # does more work help by itself?
+            calls[more := "published, as many calls"] = calls["RePaint"]
+            edits[more] = partial(fill, steps=calls[more], method="published")
         for method, edit in edits.items():
+            if f"inpaint {kind} {name} {method}" in done:
+                continue
             filled, seconds = timed(edit)
             row = {
                 "edit": "inpaint",
                 "data": kind,
+                "weights": MODELS[kind],
                 "hole": name,
                 "method": method,
+                "count": count,
+                "calls": calls.get(method, 0),
                 "seam": round(seam(filled, box) / seam(real, box), 3),
                 "rmse": round(float((filled - real)[hole].square().mean().sqrt()), 4),
-                "distance": distance(filled),
+                "distances": distances(filled),
                 "seconds": seconds,
             }
             yield row | ({"coherence": rules_kept(filled)} if kind == "faces" else {})
 
 
-def super_resolution(kind: str) -> Iterator[dict[str, Any]]:
+def super_resolution(kind: str, count: int, done: set[str]) -> Iterator[Row]:
     """Enlarge: by interpolation, the published way, by DDNM."""
     data, model = held_out(kind), load(kind)
-    distance, real = Distance(data), images(data, COUNT // 2, 7)
-    for factor in (2, 4, 8):
+    distances, real = Distances(data, count), images(data, count, 7)
+    for factor in FACTORS:
         low = F.avg_pool2d(real, factor)
-        enlarged = partial(in_parts, partial(upscale, model, factor=factor, sampler=ddpm, steps=STEPS), low)
+        enlarged = partial(in_parts, partial(upscale, model, factor=factor, sampler=ddpm), low)
         edits: dict[str, Callable[[], Tensor]] = {
             "pixels copied": partial(enlarge, low, factor),
             "bicubic": partial(F.interpolate, low, scale_factor=factor, mode="bicubic"),
-            "published, T/14": partial(enlarged, method="published", strength=1 / 14),
-            "published, T/10": partial(enlarged, method="published", strength=1 / 10),
-            "DDNM": partial(enlarged, method="ddnm"),
+            "published, T/14": partial(enlarged, method="published", strength=1 / 14, steps=STEPS // 2),
+            "published, T/10": partial(enlarged, method="published", strength=1 / 10, steps=STEPS // 2),
+            "DDNM": partial(enlarged, method="ddnm", steps=STEPS),
         }
         for method, edit in edits.items():
+            if f"upscale {kind} {factor} {method}" in done:
+                continue
             result, seconds = timed(edit)
             result = result.clamp(-1, 1)
-            yield {
+            row = {
                 "edit": "upscale",
                 "data": kind,
+                "weights": MODELS[kind],
                 "factor": factor,
                 "method": method,
+                "count": count,
                 **quality(result, real),
                 "consistency": float(f"{(F.avg_pool2d(result, factor) - low).abs().max():.2g}"),
-                "distance": distance(result),
+                "distances": distances(result),
                 "seconds": seconds,
             }
+            yield row | ({"coherence": rules_kept(result)} if kind == "faces" else {})
 
 
 def quality(result: Tensor, real: Tensor) -> dict[str, float]:
@@ -196,30 +222,52 @@ def quality(result: Tensor, real: Tensor) -> dict[str, float]:
     return {name: round(value, 4) for name, value in numbers.items()}
 
 
-def sizes(kind: str) -> Iterator[dict[str, Any]]:
-    """Sample canvases that depart from the trained size.
+def sizes(kind: str, count: int, done: set[str]) -> Iterator[Row]:
+    """Sample canvases of other sizes than the trained one.
 
-    Tissue is judged by pieces of 32x32, faces by the rules that they keep, reduced to 32x32.
+    Faces are judged by the rules that they keep, reduced to 32x32. Tissue is judged by `count` pieces of
+    32x32 from anywhere; then by as many from the edge of the canvas, where cells see nothing on one side, and
+    from within, so that a large canvas is not called better because less of it is edge.
     """
-    model, distance = load(kind), Distance(held_out(kind))
-    shapes = [(32, 32), (40, 40), (48, 48), (64, 64), (32, 64), (64, 32), (96, 96), (128, 128)]
-    shapes += [(256, 256), (512, 512), (128, 512)]
-    for height, width in shapes:
+    model = load(kind)
+    distances = Distances(held_out(kind), count) if kind == "tissue" else None
+    for side in SIDES[kind]:
+        if f"size {kind} {side}" in done:
+            continue
         if kind == "tissue":
-            count = -(-64 // ((height // SIZE) * (width // SIZE)))
+            inner = int(inner_pieces(side).sum())
+            there = ((side // SIZE) ** 2 - inner, inner)  # at the edge, and within
+            number = max(-(-count // pieces) for pieces in there if pieces)
         else:
-            count = max(1, min(32, 256 * SIZE**2 // (height * width)))
-        draw = partial(nca_lib.sample, model, (height, width), steps=STEPS)
-        result, seconds = timed(lambda: torch.cat([draw(seed=3, first_sample=n) for n in range(count)]))  # noqa: B023
-        row = {"edit": "size", "data": kind, "height": height, "width": width, "count": count}
-        row["seconds"] = seconds
-        if kind == "tissue":
-            pieces = result.unfold(2, SIZE, SIZE).unfold(3, SIZE, SIZE)
-            pieces = pieces.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-            some = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))[:64]
-            yield row | {"distance": distance(pieces[some])}
-        else:
+            number = count if side <= 64 else count // 2
+        part = min(number, at_once(side, side))
+        draw = partial(nca_lib.sample, model, (side, side), sampler=dpm_solver, steps=CALLS, seed=3)
+        starts = range(0, number, part)
+        result, seconds = timed(lambda: torch.cat([draw(count=part, first_sample=n) for n in starts]))  # noqa: B023
+        row: Row = {"edit": "size", "data": kind, "weights": MODELS[kind], "side": side}
+        row |= {"canvases": len(result), "seconds": seconds}
+        if distances is None:
             yield row | {"coherence": rules_kept(result)}
+            continue
+        pieces = result.unfold(2, SIZE, SIZE).unfold(3, SIZE, SIZE).permute(2, 3, 0, 1, 4, 5)
+        within = inner_pieces(side)
+        row |= {"pieces": count, "anywhere": distances(some(pieces.flatten(0, 2), count))}
+        row["edge"] = distances(some(pieces[~within].flatten(0, 1), count))
+        if within.any():
+            row["within"] = distances(some(pieces[within].flatten(0, 1), count))
+        yield row
+
+
+def inner_pieces(side: int) -> Tensor:
+    """Which 32x32 pieces of a canvas touch no edge, (side / 32, side / 32)."""
+    inner = torch.zeros(side // SIZE, side // SIZE, dtype=torch.bool)
+    inner[1:-1, 1:-1] = True
+    return inner
+
+
+def some(pieces: Tensor, count: int) -> Tensor:
+    """As many of them, drawn by chance."""
+    return pieces[torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0))[:count]]
 
 
 def rules_kept(faces: Tensor) -> dict[str, float]:
@@ -230,15 +278,31 @@ def rules_kept(faces: Tensor) -> dict[str, float]:
 PARTS = {"inpaint": inpainting, "upscale": super_resolution, "size": sizes}
 
 
+def name_of(row: Row) -> str:
+    """What a row measures."""
+    return " ".join(
+        str(row[key]) for key in ("edit", "data", "hole", "factor", "side", "method") if key in row
+    )
+
+
 def main() -> None:
-    """Measure the parts that are named, or all."""
-    parts = sys.argv[1:] or list(PARTS)
+    """Measure what is missing of the parts that are named, or of all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--count", type=int, default=512, help="images or pieces of each")
+    parser.add_argument("--again", action="store_true", help="begin the named parts anew")
+    options = parser.parse_args()
+    parts = options.parts or list(PARTS)
     lines = TABLE.read_text().splitlines() if TABLE.is_file() else []
-    kept = [line for line in lines if json.loads(line)["edit"] not in parts]
-    TABLE.write_text("".join(f"{line}\n" for line in kept))
+    if options.again:
+        lines = [line for line in lines if json.loads(line)["edit"] not in parts]
+        TABLE.write_text("".join(f"{line}\n" for line in lines))
+    done = {name_of(json.loads(line)) for line in lines}
     for part in parts:
         for kind in MODELS:
-            for row in PARTS[part](kind):
+            for row in PARTS[part](kind, options.count, done):
                 print(json.dumps(row), flush=True)
                 with TABLE.open("a") as table:
                     table.write(json.dumps(row) + "\n")

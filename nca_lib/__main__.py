@@ -13,12 +13,14 @@ import shutil
 import sys
 import tomllib
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from nca_lib import weights
 from nca_lib.canvas import command as canvas
@@ -30,6 +32,8 @@ from nca_lib.experiments.settings import Experiment
 from nca_lib.files import check_writable, write_atomically
 from nca_lib.processes import leads, processes
 from nca_lib.samplers import SAMPLERS
+
+FEW = 5_000  # images, after which a model's samples still look like its noise or like blotches
 
 
 def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
@@ -46,7 +50,24 @@ def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
         raise UsageError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
     train(experiment, folder, resume=resume, resume_anyway=anyway, device=arguments.device)
     if leads():
-        print(f"{folder / 'model.safetensors'}: try  python -m nca_lib sample {folder / 'model.safetensors'}")
+        _say_what_came_of_it(folder)
+
+
+def _say_what_came_of_it(folder: Path) -> None:
+    model = folder / "model.safetensors"
+    record = weights.record(model)
+    experiment, steps = record["experiment"], record["steps"]
+    images = steps * experiment["training"]["batch"]
+    print(f"{model}: {steps:,} steps, {images:,} images, held-out loss {record['held_out_loss']:.3f}")
+    print(f"  samples  {folder / f'samples-{steps:07d}.png'}")
+    if experiment["model"]["kind"] == "growing-nca":
+        return
+    if images < FEW:
+        print(f"  too few  samples show something after {FEW:,} images: --resume with a larger budget")
+    size = experiment["data"].get("size")
+    of_size = f" --size {size}x{size}" if size else ""
+    print(f"  draw     python -m nca_lib sample {model}{of_size} --count 4 --out {folder / 'drawn.png'}")
+    print(f"  measure  python -m nca_lib evaluate {model}")
 
 
 def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
@@ -116,22 +137,23 @@ def _draw(
     arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int], device: torch.device
 ) -> torch.Tensor:
     from nca_lib.devices import compile_step, computes_bf16, worth_compiling
-    from nca_lib.samplers import sample
+    from nca_lib.samplers import sample, trajectory
 
+    calls, sampler = arguments.steps, SAMPLERS[arguments.sampler]
     if isinstance(model, Denoiser):
-        calls = arguments.steps or model.schedule.timesteps
-        if worth_compiling(arguments.count * size[0] * size[1] * calls):
+        many = arguments.count * size[0] * size[1] * calls
+        print(f"{arguments.model}: {calls} denoiser calls by {arguments.sampler}", file=sys.stderr)
+        if worth_compiling(many):
+            print("compiling first; it takes about half a minute, once", file=sys.stderr)
             compile_step(model, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
         try:
-            return sample(
-                model,
-                size,
-                count=arguments.count,
-                sampler=SAMPLERS[arguments.sampler],
-                steps=arguments.steps,
-                seed=arguments.seed,
+            if not isinstance(model, Denoiser):
+                return sample(model, size, count=arguments.count, seed=arguments.seed)
+            way = trajectory(
+                model, size, count=arguments.count, sampler=sampler, steps=calls, seed=arguments.seed
             )
+            return deque(tqdm(way, total=calls, unit="call"), maxlen=1).pop().image
         except RuntimeError as error:
             if "shape" not in str(error):
                 raise

@@ -108,10 +108,16 @@ def test_train_writes_a_model_that_can_be_sampled_and_refuses_to_overwrite_it(
     run = tmp_path / "run"
     train = ["train", "digits-mlp", *TINY, "--out", str(run), "--device", "cpu"]
     assert main(train) == 0
-    model = str(run / "model.safetensors")
+    said = capsys.readouterr().out
+    model = run / "model.safetensors"
     assert weights.record(model)["steps"] == 4
-    assert main(["sample", model, "--size", "8x8", "--steps", "2", "--out", str(tmp_path / "x.png")]) == 0
-    capsys.readouterr()
+    assert "4 steps" in said
+    assert "too few" in said
+    assert (run / "samples-0000004.png").is_file()
+    [draw] = [line.split("nca_lib ")[1] for line in said.splitlines() if "nca_lib sample" in line]
+    assert main(draw.split()) == 0
+    assert "calls" in capsys.readouterr().err
+    assert (run / "drawn.png").is_file()
     assert main(train) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*train, "--resume"]) == 0

@@ -205,8 +205,14 @@ def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool)
     share = shared_loss(task.model, task.loss)
     snapshots = snapshot_steps(options)
     writer = _writer(folder) if leads() else None
-    hidden = not progress or not leads()
-    bar = tqdm(total=options.steps, initial=run.step, disable=hidden, unit="step", mininterval=5)
+    # Over the budget, which is one of minutes or of steps: the time left is then that of the training.
+    bar = tqdm(
+        total=1,
+        initial=run.progress(),
+        disable=not progress or not leads(),
+        bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+        mininterval=5,
+    )
     clock = time.perf_counter() - run.seconds
     while run.progress() < 1 and not any_process(stop.signal is not None):
         factor = decay_factor(options, run.step, run.progress())
@@ -235,17 +241,18 @@ def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool)
         run.scaler.update()
         seconds = time.perf_counter() - clock
         run.count(loss_now, seconds if options.minutes is None else agreed(seconds))
-        bar.update()
+        bar.set_postfix_str(
+            f"step {run.step:,}, loss {run.smooth_loss:.4f}, {run.images_per_second:.1f} images/s",
+            refresh=False,
+        )
+        bar.update(min(run.progress(), 1) - bar.n)
         if writer is None:
             continue
         if run.step % options.log_every == 0:
-            bar.set_postfix_str(
-                f"loss {run.smooth_loss:.4f}, {run.images_per_second:.0f} images/s", refresh=False
-            )
             writer.add_scalar("loss", run.smooth_loss, run.step)
             writer.add_scalar("learning_rate", options.learning_rate * factor, run.step)
             writer.add_scalar("images_per_second", run.images_per_second, run.step)
-        if run.step % options.sample_every == 0:
+        if run.step % options.sample_every == 0 or run.progress() >= 1:
             samples = sheet(2 * task.preview(average.module.eval()).clamp(0, 1) - 1, 4)
             write(samples, folder / f"samples-{run.step:07d}.png", force=True)
             writer.add_image("samples", samples / 2 + 0.5, run.step)
