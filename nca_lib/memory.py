@@ -93,6 +93,12 @@ def check_call(model: nn.Module, count: int, size: tuple[int, int]) -> None:
     check_memory(4 * count * height * width * numbers, what, cure, device)
 
 
+def out_of_memory(error: BaseException) -> str:
+    """What to say, in one line, of an error that says that memory ended; "" of any other."""
+    ended = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return f"out of memory; ask for fewer or smaller images ({error!s:.120})" if ended else ""
+
+
 def _bytes(count: float) -> str:
     unit = min(int(math.log(max(count, 1), 1000)), 6)
     return f"{count / 1000**unit:,.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB')[unit]}"
