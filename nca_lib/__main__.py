@@ -24,12 +24,14 @@ from tqdm import tqdm
 
 from nca_lib import weights
 from nca_lib.canvas import command as canvas
+from nca_lib.data.images import MOST_PIXELS
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import NCAError, ParallelError, UsageError
 from nca_lib.evaluation import command as evaluation
 from nca_lib.experiments import files, settings
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import check_writable, write_atomically
+from nca_lib.memory import out_of_memory
 from nca_lib.processes import leads, processes
 from nca_lib.samplers import SAMPLERS
 
@@ -167,7 +169,9 @@ def _inpaint(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     from nca_lib.data import files as images
 
     images.check_output(arguments.out, arguments.force)
-    known = images.read_mask(arguments.mask, *images.read(arguments.image))
+    known = images.read_mask(
+        arguments.mask, *images.read(arguments.image, arguments.max_pixels), arguments.max_pixels
+    )
 
     def fill(model: Denoiser, image: torch.Tensor, **options: Any) -> torch.Tensor:
         # Four repeats, not the library's five: 85 calls instead of 105 at the default steps.
@@ -216,6 +220,7 @@ def _edit(
         lambda image: change(model, image.to(device), steps=arguments.steps, seed=arguments.seed),
         channels=model.image_channels,
         force=arguments.force,
+        max_pixels=arguments.max_pixels,
     )
 
 
@@ -347,6 +352,7 @@ def _add_editing(commands: Any) -> None:
         command.add_argument("--out", default=f"{name}.png", help=f"the file to write (default {name}.png)")
         command.add_argument("--force", action="store_true", help="overwrite the file")
         command.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
+        command.add_argument("--max-pixels", type=_positive, default=MOST_PIXELS, help="of an image file")
         command.set_defaults(run=run)
         return command
 
@@ -379,11 +385,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         raise
-    except Exception:
-        traceback.print_exc()
-        print(f"nca_lib {arguments.command}: a bug; please report it with the lines above", file=sys.stderr)
-        return 1
+    except Exception as error:
+        if not (said := out_of_memory(error)):
+            return _report(arguments.command)
+        print(f"nca_lib {arguments.command}: {said}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _report(command: str) -> int:
+    traceback.print_exc()
+    print(f"nca_lib {command}: a bug; please report it with the lines above", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nca_lib.errors import UsageError
 from nca_lib.extras import extra
+from nca_lib.memory import check_call
 from nca_lib.noise import CounterNoise, Noise, Purpose, TorchNoise
 
 UNetSize = Literal["71k", "145k", "281k", "587k", "S", "M", "L"]
@@ -166,6 +167,7 @@ class VNCA(nn.Module):
                 f"latent is {latent}; the likelihood reads {parameters} channels, so at least that"
             )
         self.image_channels, self.latent = image_channels, latent
+        self.numbers_per_pixel = 2 * latent  # a state and its update, see `memory.check_call`
         self.doublings = size.bit_length() - 2
         layers: list[nn.Module] = []
         fan_in = image_channels
@@ -289,6 +291,7 @@ class VNCA(nn.Module):
                 f"size is {size[0]}x{size[1]}; the image doubles {self.doublings} times, "
                 f"so height and width must be multiples of {unit}"
             )
+        check_call(self, count, size)
         like = next(self.parameters()).new_empty(count, self.latent, 1, 1)
         z = CounterNoise(seed, first_sample).normal(like, Purpose.START, 0).flatten(1)
         return self.to_images(self.decode(z, (size[0] // unit, size[1] // unit)))

@@ -258,7 +258,8 @@ class DiffNCA(nn.Module):
             )
         if not 0 < update_probability <= 1:
             raise UsageError(f"update_probability is {update_probability}; it must lie in (0, 1]")
-        self.channels, self.steps, self.image_channels = channels, steps, image_channels
+        self.channels, self.hidden, self.steps = channels, hidden, steps
+        self.image_channels = image_channels
         self.update_probability, self.checkpointing = update_probability, checkpointing
         self.firing: Noise = TorchNoise()
         self.fast, self.fast_step = True, fast_step
@@ -309,8 +310,21 @@ class DiffNCA(nn.Module):
 
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """Run the automaton on `noisy` and read its prediction channels."""
+        self.check_size(*noisy.shape[2:])
         time = self.shared(time)
         return self.image_stage(self.initial_state(noisy, time), time)
+
+    @property
+    def numbers_per_pixel(self) -> int:
+        """What a call holds at a time, at least: the state, what a cell has seen of it, its hidden layer."""
+        return 2 * self.channels + self.hidden
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse ([`UsageError`][]) an image whose border has nothing to reflect."""
+        if min(height, width) < 2:
+            raise UsageError(
+                f"the image is {width}x{height} (width x height); cells see 3x3, so at least 2x2"
+            )
 
     def image_stage(self, state: Tensor, time: Tensor) -> Tensor:
         """The prediction after K steps in image space; `time` as [`shared`][] gives it."""

@@ -16,11 +16,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nca_lib.errors import UsageError
+from nca_lib.errors import NCAError, UsageError
 
 Target = Literal["epsilon", "x0", "v"]
 ScheduleName = Literal["cosine", "linear", "sigmoid"]
 Weighting = Literal["uniform", "min_snr"]
+
+
+def check_images(images: Tensor, name: str, error: type[NCAError] = UsageError) -> None:
+    """Refuse what are no images: floats (B, C, H, W), finite, and in [-1, 1] but for half a grey level.
+
+    Raises:
+        NCAError: of the kind `error`; the message calls the images `name`.
+    """
+    if images.ndim != 4 or not images.is_floating_point() or not images.numel():
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise error(f"{name}: {found}; images are floats of shape (batch, channels, height, width)")
+    low, high = (float(value) for value in images.aminmax())  # NaN if any value is
+    if not -1 - 1 / 255 <= low <= high <= 1 + 1 / 255:
+        raise error(f"{name}: values from {low:.4g} to {high:.4g}; images are finite, and lie in [-1, 1]")
 
 
 @dataclass(frozen=True)

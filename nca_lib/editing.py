@@ -13,14 +13,15 @@ Images are (B, C, H, W) in [-1, 1]. All randomness comes from [`CounterNoise`][n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nca_lib.diffusion import Denoiser, NoiseSchedule
+from nca_lib.diffusion import Denoiser, NoiseSchedule, check_images
 from nca_lib.errors import EditingError
+from nca_lib.memory import check_call
 from nca_lib.noise import BlendedNoise, CounterNoise, Noise, Purpose, firing_from
 from nca_lib.samplers import Constraint, Sampler, ddim, ddpm, sample, timestep_array
 
@@ -48,19 +49,17 @@ class KnownPixels(Constraint):
         repeats: how often each stretch of `jump` steps is gone; 1 resamples nothing.
 
     Raises:
-        EditingError: mask and image differ in size, the mask is not bool, or a count is below 1.
+        EditingError: mask and image differ in size, the mask is not bool, the known pixels are no image's
+            (not finite, or outside of [-1, 1]), the mode is unknown, or a count is below 1.
     """
 
     def __init__(
         self, image: Tensor, mask: Tensor, mode: Inpainting = "repaint", *, jump: int = 5, repeats: int = 5
     ):
-        if mask.dtype != torch.bool:
-            raise EditingError(f"the mask is {mask.dtype}; it must be bool, True where the image is known")
-        if mask.shape[2:] != image.shape[2:]:
-            sizes = [f"{x.shape[3]}x{x.shape[2]}" for x in (mask, image)]
-            raise EditingError(
-                f"the mask is {sizes[0]} (width x height) and the image {sizes[1]}; same sizes"
-            )
+        _check_mask(mask, image)
+        known = torch.where(mask, image, 0) if image.ndim == 4 else image
+        check_images(known, "the image where it is known", EditingError)
+        _check_choice(mode, Inpainting)
         if min(jump, repeats) < 1:
             raise EditingError(f"jump is {jump} and repeats {repeats}; both are at least 1")
         self.image, self.mask, self.mode, self.jump, self.repeats = image, mask, mode, jump, repeats
@@ -79,6 +78,7 @@ class KnownPixels(Constraint):
 
     def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
         """The noise itself. Image and mask are taken to its device, once."""
+        _check_fits(self.image, start)
         self.image, self.mask = self.image.to(start), self.mask.to(start.device)
         return start
 
@@ -98,7 +98,11 @@ def shaped_canvas(shape: Tensor, fill: float = 1.0, channels: int = 3) -> KnownP
         shape: (1, 1, H, W) bool, True where there is to be an image.
         fill: the value around it, in [-1, 1].
         channels: channels of the images.
+
+    Raises:
+        EditingError: the shape is no mask, or `fill` is not within -1..1.
     """
+    _check_mask(shape)
     background = torch.full((1, channels, *shape.shape[2:]), fill)
     return KnownPixels(background, ~shape, repeats=1)
 
@@ -115,16 +119,18 @@ class LowResolution(Constraint):
         factor: how many times larger, at least 2.
 
     Raises:
-        EditingError: the factor is below 2.
+        EditingError: the factor is below 2, or the image is none (not finite, or outside of [-1, 1]).
     """
 
     def __init__(self, image: Tensor, factor: int):
         if factor < 2:
             raise EditingError(f"factor is {factor}; a whole number of at least 2 enlarges")
+        check_images(image, "the image", EditingError)
         self.image, self.factor = image, factor
 
     def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
         """The noise itself. The image is taken to its device, once."""
+        _check_fits(self.image, start, self.factor)
         self.image = self.image.to(start)
         return start
 
@@ -165,7 +171,16 @@ class FromImage(Constraint):
         return timestep_array(self.first + 1, min(len(visited) - 1, self.first + 1))
 
     def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
-        """The image, noised to the first timestep."""
+        """The image, noised to the first timestep.
+
+        Raises:
+            EditingError: `timesteps` are not the schedule's.
+        """
+        if self.timesteps != schedule.timesteps:
+            raise EditingError(
+                f"timesteps is {self.timesteps}, but the denoiser's schedule has {schedule.timesteps}"
+            )
+        _check_fits(self.image, start)
         if self.first == schedule.timesteps - 1:
             return start
         signal, sigma = schedule.levels(self.first)
@@ -236,8 +251,10 @@ def upscale(
         seed: of all noise.
 
     Raises:
-        EditingError: the factor is below 2. UsageError: the denoiser does not take the enlarged size.
+        EditingError: the factor is below 2, an unknown method, or as [`vary`][].
+        UsageError: the denoiser does not take the enlarged size.
     """
+    _check_choice(method, SuperResolution)
     constraint = LowResolution(image, factor)
     if method == "published":
         rough = F.interpolate(image, scale_factor=factor, mode="bilinear", align_corners=False)
@@ -270,8 +287,10 @@ def vary(
         (B, C, H, W) in [-1, 1].
 
     Raises:
-        EditingError: the strength is not within 0..1. UsageError: the denoiser does not take this size.
+        EditingError: the strength is not within 0..1, or the image is none of the denoiser's (another number
+            of channels, not finite, or outside of [-1, 1]). UsageError: the denoiser does not take this size.
     """
+    check_images(image, "the image", EditingError)
     if not 0 <= strength <= 1:
         raise EditingError(f"strength is {strength}; from 0 (the image itself) to 1 (a new one)")
     if strength == 0:
@@ -307,6 +326,7 @@ def interpolate(
     """
     if count < 2:
         raise EditingError(f"count is {count}; a walk has at least its 2 ends")
+    check_call(denoiser, count, size)
     device = next(denoiser.parameters(), torch.empty(0)).device
     noise = BlendedNoise(CounterNoise(seeds[0]), CounterNoise(seeds[1]), torch.linspace(0, 1, count))
     start = noise.normal(torch.empty(count, denoiser.image_channels, *size, device=device), Purpose.START, 0)
@@ -319,6 +339,35 @@ def interpolate(
 def enlarge(image: Tensor, factor: int) -> Tensor:
     """Copy each pixel to a block of `factor` x `factor`: (B, C, h, w) to (B, C, factor h, factor w)."""
     return F.interpolate(image, scale_factor=factor, mode="nearest")
+
+
+def _check_choice(method: str, choices: object) -> None:
+    if method not in get_args(choices):
+        raise EditingError(f"method {method!r} is unknown; choose {' or '.join(get_args(choices))}")
+
+
+def _check_mask(mask: Tensor, image: Tensor | None = None) -> None:
+    if mask.dtype != torch.bool:
+        raise EditingError(f"the mask is {mask.dtype}; it must be bool, True where the image is known")
+    if mask.ndim != 4 or mask.shape[1] != 1:
+        raise EditingError(f"the mask has the shape {tuple(mask.shape)}; it must be (1 or B, 1, H, W)")
+    if image is None or image.ndim != 4:
+        return
+    if mask.shape[2:] != image.shape[2:]:
+        sizes = [f"{x.shape[3]}x{x.shape[2]}" for x in (mask, image)]
+        raise EditingError(f"the mask is {sizes[0]} (width x height) and the image {sizes[1]}; same sizes")
+    if 1 != len(mask) != len(image) != 1:
+        raise EditingError(f"{len(mask)} masks for {len(image)} images; one each, or one for all")
+
+
+def _check_fits(image: Tensor, start: Tensor, factor: int = 1) -> None:
+    """Refuse an image that does not become, enlarged by the factor, what a sampler makes of `start`."""
+    count, channels, height, width = image.shape
+    if (channels, factor * height, factor * width) != start.shape[1:] or count not in (1, len(start)):
+        raise EditingError(
+            f"the image has the shape {tuple(image.shape)}, but the sampler makes {tuple(start.shape)}"
+            + (f", {factor} times as large" if factor > 1 else "")
+        )
 
 
 def _edit(

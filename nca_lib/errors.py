@@ -53,5 +53,9 @@ class ExportError(NCAError):
     """A model that the browser cannot run; the message says which setting stands against it."""
 
 
+class TooLargeError(NCAError):
+    """Something that does not fit into memory; the message says what it needs and what there is."""
+
+
 class OutputError(NCAError):
     """A file that cannot be written, or a folder that another process works in."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from nca_lib.diffusion import Denoiser, NoiseSchedule
 from nca_lib.errors import UsageError
+from nca_lib.memory import check_call
 from nca_lib.noise import CounterNoise, Firing, Noise, Purpose, TorchNoise, firing_from, firing_masks_of
 
 
@@ -313,8 +314,7 @@ def heun(
     over: then the first step, from pure noise, is DDIM's. Each call yields a state; of two with the same time
     the second is the better one. Arguments as for [`ddpm`][].
     """
-    steps = denoiser.schedule.timesteps if steps is None else steps
-    timestep_array(denoiser.schedule.timesteps, steps)  # refuses as the other samplers do
+    steps = len(timestep_array(denoiser.schedule.timesteps, steps)) - 1
     visited = log_snr_array(denoiser.schedule, steps // 2 + 1)
     reversal = _Reversal(denoiser, start, visited, noise, clip, constraint, after)
     for now, before, _ in reversal.steps((reversal.calls + 1) // 2):
@@ -351,6 +351,7 @@ def trajectory(
     firing: Firing = "fresh",
 ) -> Iterator[SamplerState]:
     """Every state on the way of [`sample`][], which has the same arguments."""
+    check_call(model, count, size)
     noise = CounterNoise(seed, first_sample)
     device = next(model.parameters(), torch.empty(0)).device
     empty = torch.empty(count, model.image_channels, *size, device=device)
@@ -389,7 +390,7 @@ def sample(
         firing: which cells of an automaton update, see [`firing_masks_of`][nca_lib.noise.firing_masks_of].
 
     Raises:
-        UsageError: `steps` is not within 1..T; or a model that draws no images.
+        UsageError: `steps` is not within 1..T; or a model that draws no images. TooLargeError: no memory.
     """
     if not isinstance(model, Denoiser):
         if not hasattr(model, "sample"):

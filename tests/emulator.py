@@ -143,7 +143,7 @@ class Emulator(TorchFunctionMode):
         if name in ("to", "cpu"):
             return self._moved(func, name, args, kwargs)
         asked = kwargs.get("device")
-        if asked is None or torch.device(asked).type == "cpu":
+        if asked is None or torch.device(asked).type in ("cpu", "meta"):
             return func(*args, **kwargs)
         assert torch.device(asked) == self.device, f"{name}: there is no {asked}"
         kwargs["device"] = "cpu"

@@ -346,6 +346,21 @@ def test_impossible_edits_are_refused(denoiser: Denoiser, image: Tensor, mask: T
         upscale(denoiser, image, 1)
     with pytest.raises(EditingError, match=r"strength is 1\.5; from 0"):
         vary(denoiser, image, 1.5)
+    with pytest.raises(EditingError, match="method 'x' is unknown; choose repaint or published"):
+        inpaint(denoiser, image, mask, method="x")  # type: ignore[arg-type]
+    with pytest.raises(EditingError, match="method 'x' is unknown; choose ddnm or published"):
+        upscale(denoiser, image, 2, method="x")  # type: ignore[arg-type]
+    with pytest.raises(EditingError, match=r"shape \(12, 9\); it must be \(1 or B, 1, H, W\)"):
+        inpaint(denoiser, image, mask[0, 0])
+    with pytest.raises(EditingError, match="2 masks for 3 images"):
+        inpaint(denoiser, image.expand(3, -1, -1, -1), mask.expand(2, -1, -1, -1))
+    with pytest.raises(EditingError, match=r"float32 \(3, 12, 9\); images are floats of shape"):
+        inpaint(denoiser, image[0], mask)
+    with pytest.raises(EditingError, match=r"shape \(1, 1, 12, 9\), but the sampler makes \(1, 3, 12, 9\)"):
+        inpaint(denoiser, image[:, :1], mask)
+    other = FromImage(image, 0.9, denoiser.schedule.timesteps * 2)
+    with pytest.raises(EditingError, match="timesteps is 100, but the denoiser's schedule has 50"):
+        sample(denoiser, (12, 9), steps=5, constraint=other)
     with pytest.raises(EditingError, match="count is 1"):
         interpolate(denoiser, (0, 1), 1, (8, 8))
 
@@ -381,6 +396,31 @@ def test_the_shortest_walk_is_its_two_ends(denoiser: Denoiser) -> None:
     walk = interpolate(denoiser, (3, 8), 2, (8, 6), steps=3)
     alone = [sample(denoiser, (8, 6), steps=3, seed=seed) for seed in (3, 8)]
     torch.testing.assert_close(walk, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, 1.5, -128.0])
+def test_an_image_of_other_values_is_refused(
+    wrong: float, denoiser: Denoiser, image: Tensor, mask: Tensor
+) -> None:
+    row, column = mask[0, 0].nonzero()[0]
+    spoilt = image.clone()
+    spoilt[0, 1, row, column] = wrong
+    for edit in (
+        lambda: inpaint(denoiser, spoilt, mask),
+        lambda: upscale(denoiser, spoilt, 2),
+        lambda: upscale(denoiser, spoilt, 2, method="published"),
+        lambda: vary(denoiser, spoilt),
+        lambda: vary(denoiser, spoilt, strength=0),
+    ):
+        with pytest.raises(EditingError, match=r"values from .* to .*finite, and lie in \[-1, 1\]"):
+            edit()
+
+
+def test_what_the_hole_holds_plays_no_part(denoiser: Denoiser, image: Tensor, mask: Tensor) -> None:
+    filled = inpaint(denoiser, image, mask, steps=3, jump=1, repeats=2)
+    assert torch.equal(
+        inpaint(denoiser, image.where(mask, math.nan), mask, steps=3, jump=1, repeats=2), filled
+    )
 
 
 def test_a_size_that_the_model_cannot_take_is_refused_by_the_model() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nca_lib import weights
@@ -282,6 +283,16 @@ def test_a_strangers_record_opens_no_folder_and_downloads_nothing(
     assert main(["evaluate", "stranger.safetensors", "--device", "cpu", "--data.root", "mine"]) == 2
     assert "mine" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_memory_that_ends_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nca_lib.__main__._size", lambda text: torch.empty(2**60))
+    assert main(["sample", "digits-mlp"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("nca_lib sample: out of memory; ask for fewer")
+    assert said.count("\n") == 1
 
 
 def test_a_bug_keeps_its_traceback(

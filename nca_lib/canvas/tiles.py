@@ -138,6 +138,7 @@ class Tiles(nn.Module):
     def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
         """As the automaton's: (B, C, H, W) and times (B,) to an output shaped like `noisy`."""
         size = (noisy.shape[2], noisy.shape[3])
+        self.network.check_size(*size)
         time = self.network.shared(time)
         written = self._written(noisy, time)
         output = torch.zeros_like(noisy)
@@ -159,7 +160,6 @@ class Tiles(nn.Module):
         network, size = self.network, (noisy.shape[2], noisy.shape[3])
         if not isinstance(network, FourierDiffNCA):
             return None
-        network.check_size(*size)
         total = torch.zeros((), dtype=torch.complex128, device=noisy.device)
         for rows, columns in self.tiles(size):
             y = torch.arange(rows.first, rows.last, device=noisy.device)

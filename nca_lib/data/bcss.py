@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from nca_lib.data.images import Orientations, Split, listing_hash, open_rgb, quiet_open, random_crop, to_float
+from nca_lib.data.images import Orientations, Split, listing_hash, open_rgb, opened, random_crop, to_float
 from nca_lib.errors import DataError
 
 
@@ -64,10 +64,10 @@ class BCSS:
         if not _BARCODE.match(file.name):
             return "is not named after a slide, such as TCGA-A1-A0SK-DX1_xmin45749_ymin25055_MPP-0.2500.png"
         try:
-            with quiet_open(file) as image:
+            with opened(file, _MOST_PIXELS) as image:
                 (width, height), mode = image.size, image.mode
-        except OSError as error:
-            return f"unreadable ({type(error).__name__})"
+        except DataError as error:
+            return str(error).removeprefix(f"{file}: ")
         if not mode.startswith("RGB"):
             return f"is no colour image (mode {mode}); is this the folder of masks?"
         width, height = width // self.downscale, height // self.downscale
@@ -89,7 +89,7 @@ class BCSS:
 
     def _region(self, file: Path) -> np.ndarray:
         if file not in self._regions:
-            image = open_rgb(file)
+            image = open_rgb(file, _MOST_PIXELS)
             f, (width, height) = self.downscale, image.size
             whole = (0, 0, width // f * f, height // f * f)  # squares cut by the edge are left out
             self._regions[file] = np.asarray(image.reduce(f, whole) if f > 1 else image)
@@ -100,6 +100,7 @@ class BCSS:
         return listing_hash(self.files)
 
 
+_MOST_PIXELS = 200_000_000  # two of the regions exceed the usual limit
 _BARCODE = re.compile(r"TCGA-[0-9A-Z]{2}-[0-9A-Z]{4}-")  # TCGA, institution, patient
 
 

@@ -15,12 +15,15 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from nca_lib.data.images import to_float, to_pixels
+from nca_lib.data.images import MOST_PIXELS, opened, to_float, to_pixels, whole
 from nca_lib.errors import DataError
 from nca_lib.files import check_writable, write_atomically
+
+WRITTEN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm")
+"""Suffixes of the formats that hold a picture of any size as it is, or nearly so."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,17 @@ class Original:
     alpha: Image.Image | None = None
 
 
-def read(path: str | Path) -> tuple[Tensor, Original]:
+def read(path: str | Path, max_pixels: int = MOST_PIXELS) -> tuple[Tensor, Original]:
     """Read an image of any mode, upright: (3, H, W) in [-1, 1], and what else the file held.
 
     Opacity is kept aside; pixels that are fully transparent have no colour, and count as white.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, or holds more than `max_pixels`.
     """
     path = Path(path)
-    image = _open(path)
+    with opened(path, max_pixels) as file:
+        image = whole(file)
     if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
         grey = torch.from_numpy(np.array(image, dtype=np.float32)).clamp(0, 65535) / 32767.5 - 1
         return grey.expand(3, -1, -1).contiguous(), Original(path, "I;16")
@@ -61,7 +65,7 @@ def read(path: str | Path) -> tuple[Tensor, Original]:
     return to_float(Image.composite(rgba.convert("RGB"), white, seen)), Original(path, mode, alpha)
 
 
-def read_mask(path: str | Path, image: Tensor, original: Original) -> Tensor:
+def read_mask(path: str | Path, image: Tensor, original: Original, max_pixels: int = MOST_PIXELS) -> Tensor:
     """Read the mask of an image: (1, 1, H, W) bool, True where the image is known.
 
     In the file what is to be filled is white (brighter than half); transparent counts as black.
@@ -70,12 +74,14 @@ def read_mask(path: str | Path, image: Tensor, original: Original) -> Tensor:
         path: the mask's file.
         image: (3, H, W), the image it belongs to.
         original: that image's file.
+        max_pixels: the most that the file may hold.
 
     Raises:
         DataError: the file cannot be read, has another size than the image, or marks nothing.
     """
     path = Path(path)
-    mask = _open(path)
+    with opened(path, max_pixels) as file:
+        mask = whole(file)
     height, width = image.shape[1:]
     if mask.size != (width, height):
         raise DataError(
@@ -144,8 +150,11 @@ def check_output(path: str | Path, force: bool = False, like: Original | None = 
     """
     path = Path(path)
     check_writable(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise DataError(f"{path}: {path.suffix or 'no suffix'} is no known image format; try .png")
+    if path.suffix.lower() not in WRITTEN:
+        known = ", ".join(WRITTEN)
+        raise DataError(
+            f"{path}: {path.suffix or 'no suffix'} is no known image format; choose one of {known}"
+        )
     if path.exists() and not force:
         raise DataError(f"{path} exists; add --force to overwrite it, or choose another name")
     mode = like.mode if like else "RGB"
@@ -162,6 +171,7 @@ def edit(
     *,
     channels: int = 3,
     force: bool = False,
+    max_pixels: int = MOST_PIXELS,
 ) -> Tensor:
     """Read an image, change it, write the result in the same mode; returns the result, (1, C, H, W).
 
@@ -171,23 +181,13 @@ def edit(
         change: maps (1, `channels`, H, W) to (1, `channels`, H', W'), both in [-1, 1].
         channels: 3, or 1 for a model of grey images.
         force: overwrite `out` if it exists.
+        max_pixels: the most that the image may have.
 
     Raises:
         DataError: a file cannot be read, or not be written.
     """
-    image, original = read(source)
+    image, original = read(source, max_pixels)
     check_output(out, force, original)
     result = change(image[None] if channels == 3 else image.mean(0)[None, None])
     write(result[0], out, original, force)
     return result
-
-
-def _open(path: Path) -> Image.Image:
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: unreadable (is no file)")  # a pipe would be waited for
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: unreadable ({reason})") from error

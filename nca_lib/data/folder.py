@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from collections import OrderedDict
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
-from nca_lib.data.images import Orientations, Split, listing_hash, random_crop, to_float
+from nca_lib.data.images import (
+    MOST_PIXELS,
+    ON_ITS_SIDE,
+    Orientations,
+    Split,
+    listing_hash,
+    opened,
+    turn_of,
+    turned,
+    whole,
+)
 from nca_lib.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
@@ -31,10 +43,11 @@ class Folder:
         fit: `"crop"` a random square (textures, slides), or `"resize"` the shorter side to `size` and cut the
             centre (portraits, objects).
         orientations: 8 (rotations and flips), 2 (left-right flips) or 1.
+        max_pixels: the most that an image may have. What is larger, kind `"slides"` reads in parts.
         split: `"train"` or `"test"`.
 
     Raises:
-        DataError: no images, or unreadable or too small ones; every bad file is named.
+        DataError: no images, or unreadable, too small or too large ones; every bad file is named.
     """
 
     channels = 3
@@ -46,9 +59,11 @@ class Folder:
         downscale: int = 1,
         fit: Literal["crop", "resize"] = "crop",
         orientations: Orientations = 8,
+        max_pixels: int = MOST_PIXELS,
         split: Split = "train",
     ):
         self.size, self.downscale, self.fit, self.orientations = size, downscale, fit, orientations
+        self.max_pixels = max_pixels
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"{path} is not a directory; give one that holds images")
@@ -66,20 +81,21 @@ class Folder:
         self.files = files
 
     def _problem(self, file: Path) -> str | None:
-        if not file.is_file():
-            return "is no file"  # a pipe would be waited for
         try:
-            with Image.open(file) as image:
+            with opened(file, self.max_pixels) as image:
                 width, height = image.size
-                if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
-                    width, height = height, width
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return f"unreadable ({type(error).__name__})"
+                turn = turn_of(image)
+        except DataError as error:
+            return str(error).removeprefix(f"{file}: ")
+        if turn in ON_ITS_SIDE:
+            width, height = height, width
         usable = width // self.downscale
         if self.in_space:
             usable = (
                 min(usable * 3 // 4, usable - usable * 3 // 4) if self.split == "test" else usable * 3 // 4
             )
+        if self.fit == "resize" and min(usable, height // self.downscale) < 2:
+            return f"{width}x{height} is too small to be resized; at least 2x2 after downscaling"
         if self.fit == "crop" and min(usable, height // self.downscale) < self.size:
             part = f" ({usable} pixels wide in the {self.split} part)" if self.in_space else ""
             return (
@@ -94,38 +110,71 @@ class Folder:
 
     def image(self, index: int, rng: np.random.Generator) -> Tensor:
         """A random crop (or the resized centre) of file `index`."""
-        picture = _read_rgb(self.files[index % len(self.files)], self.downscale)
+        picture = _PICTURES.get(self.files[index % len(self.files)], self.max_pixels)
+        height, width = (side // self.downscale for side in picture.shape[:2])
+        left = 0
         if self.in_space:
-            edge = picture.shape[2] * 3 // 4
-            picture = picture[:, :, :edge] if self.split == "train" else picture[:, :, edge:]
+            edge = width * 3 // 4
+            left, width = (0, edge) if self.split == "train" else (edge, width - edge)
+        side = min(height, width) if self.fit == "resize" else self.size
         if self.fit == "resize":
-            scale = self.size / min(picture.shape[1:])
-            height, width = (max(self.size, round(side * scale)) for side in picture.shape[1:])
-            picture = F.interpolate(
-                picture[None], size=(height, width), mode="bilinear", antialias=True, align_corners=False
-            )[0]
-            top, left = (height - self.size) // 2, (width - self.size) // 2
-            picture = picture[:, top : top + self.size, left : left + self.size]
-        return random_crop(picture, self.size, rng, self.orientations)
+            top, left = (height - side) // 2, left + (width - side) // 2
+        else:
+            top, left = int(rng.integers(height - side + 1)), left + int(rng.integers(width - side + 1))
+        rows, columns = (
+            slice(first * self.downscale, (first + side) * self.downscale) for first in (top, left)
+        )
+        crop = _to_float(picture[rows, columns])
+        if self.downscale > 1:
+            crop = F.avg_pool2d(crop, self.downscale)
+        if self.fit == "resize":
+            size = (self.size, self.size)
+            crop = F.interpolate(crop[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+        return turned(crop, rng, self.orientations)
 
     def fingerprint(self) -> str:
         """Hash of the files' names and sizes."""
         return listing_hash(self.files)
 
 
-@lru_cache(maxsize=64)
-def _read_rgb(file: Path, downscale: int) -> Tensor:
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
-                grey = (np.asarray(upright, dtype=np.float32) / 257).clip(0, 255)
-                picture = to_float(grey[:, :, None].repeat(3, axis=2))
-            elif upright.has_transparency_data:  # onto white: what lies under transparent pixels is arbitrary
-                white = Image.new("RGBA", upright.size, "white")
-                picture = to_float(Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB"))
-            else:
-                picture = to_float(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{file}: unreadable ({error})") from error
-    return F.avg_pool2d(picture, downscale) if downscale > 1 else picture
+class _Pictures:
+    """Files' pixels as they were read, the last ones used, in no more than `most` bytes.
+
+    Of several processes that read images each keeps its part.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.held = most, 0
+        self.pictures: OrderedDict[Path, np.ndarray] = OrderedDict()
+
+    def get(self, file: Path, max_pixels: int) -> np.ndarray:
+        """The pixels of a file, (H, W, 3) uint8, or (H, W, 1) uint16 of 16 bits."""
+        if file not in self.pictures:
+            self.pictures[file] = _read(file, max_pixels)
+            self.held += self.pictures[file].nbytes
+        self.pictures.move_to_end(file)
+        worker = get_worker_info()
+        while self.held > self.most // (worker.num_workers if worker else 1) and len(self.pictures) > 1:
+            self.held -= self.pictures.popitem(last=False)[1].nbytes
+        return self.pictures[file]
+
+
+_PICTURES = _Pictures(1_000_000_000)
+
+
+def _read(file: Path, max_pixels: int) -> np.ndarray:
+    with opened(file, max_pixels) as image:
+        upright = whole(image)
+        if upright.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
+            return np.asarray(upright).clip(0, 65535).astype(np.uint16)[:, :, None]
+        if upright.has_transparency_data:  # onto white: what lies under transparent pixels is arbitrary
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright.convert("RGBA"))
+        return np.asarray(upright.convert("RGB"))
+
+
+def _to_float(pixels: np.ndarray) -> Tensor:
+    """(H, W, 1 or 3), 16 or 8 bits, to (3, H, W) in [-1, 1]."""
+    half = np.iinfo(pixels.dtype).max / 2
+    floats = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous()
+    return (floats / half - 1).expand(3, -1, -1)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,6 +26,8 @@ from nca_lib.errors import DataError
 
 Split = Literal["train", "test"]
 Orientations = Literal[1, 2, 8]
+MOST_PIXELS = 89_478_485
+"""How many an image file may hold: as Pillow has it, a quarter of a gigabyte of RGB."""
 
 
 class Images(Protocol):
@@ -101,24 +105,87 @@ def hash_of(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-def quiet_open(file: Path) -> Image.Image:
-    """Open an image of any size, its pixels not read yet."""
-    with warnings.catch_warnings():  # two of BCSS's regions exceed the 89 million pixels that Pillow warns of
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(file)
+@contextmanager
+def opened(file: Path, most: int = MOST_PIXELS) -> Iterator[Image.Image]:
+    """An image file, open during the block, its pixels not read yet.
+
+    Whatever a decoder makes of a damaged or hostile file, here or within the block, is a DataError.
+
+    Args:
+        file: of any format that Pillow reads.
+        most: pixels. A small file may claim to hold many.
+
+    Raises:
+        DataError: no file, unreadable, truncated, or of more pixels.
+    """
+    if file.exists() and not file.is_file():
+        raise DataError(f"{file}: unreadable (is no file)")  # a pipe would be waited for
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, which plays no part
+            with Image.open(file) as image:
+                if image.width * image.height > most:
+                    raise DataError(
+                        f"{file}: {image.width}x{image.height} is more than {most:,} pixels; "
+                        "cut it into tiles, or raise max_pixels"
+                    )
+                yield image
+    except DataError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{file}: unreadable ({reason.splitlines()[0]:.120})") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
-def open_rgb(file: Path) -> Image.Image:
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+ON_ITS_SIDE = {turn for orientation, turn in _TURNS.items() if orientation >= 5}
+
+
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """How a photograph is to be turned, by its EXIF; broken EXIF says nothing."""
+    if image.format == "PNG":  # where EXIF may lie behind the pixels
+        image.load()
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # the parser's, of any kind
+        return None
+
+
+def whole(image: Image.Image) -> Image.Image:
+    """The pixels of an opened image, upright.
+
+    Raises:
+        OSError: the file is truncated, be it behind its last pixel.
+    """
+    image.load()
+    if image.format == "PNG":  # of which Pillow takes the pixels, and does not ask for the rest
+        with Image.open(image.filename) as again:  # type: ignore[attr-defined]
+            again.verify()
+    turn = turn_of(image)
+    return image.copy() if turn is None else image.transpose(turn)
+
+
+def open_rgb(file: Path, most: int = MOST_PIXELS) -> Image.Image:
     """Read an image as RGB.
 
     Raises:
-        DataError: it is unreadable.
+        DataError: as [`opened`][].
     """
-    try:
-        with quiet_open(file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{file}: unreadable ({error})") from error
+    with opened(file, most) as image:
+        return image.convert("RGB")
 
 
 def listing_hash(files: list[Path]) -> str:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from nca_lib.data.images import Images, Split
 from nca_lib.devices import device_of
-from nca_lib.diffusion import Denoiser
+from nca_lib.diffusion import Denoiser, check_images
 from nca_lib.errors import EvaluationError
 from nca_lib.evaluation.extractors.choose import default_extractors
 from nca_lib.evaluation.extractors.extractor import Extractor
@@ -37,6 +37,7 @@ from nca_lib.evaluation.judges import DigitJudge, FaceJudge, Judge
 from nca_lib.evaluation.metrics import KID_SUBSETS, NEIGHBOURS, Comparison, Measure
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import write_atomically
+from nca_lib.memory import check_memory
 from nca_lib.processes import agreed, leads, rank_and_size
 from nca_lib.samplers import SAMPLERS, sample
 from nca_lib.weights import digest
@@ -76,13 +77,15 @@ class Pieces:
         self, name: str, measure: Measure, make: Callable[[int, int], Tensor], first: int, count: int
     ) -> dict[str, Tensor]:
         """The measurements of the images `make(first, count)`: those kept as `name`, else new, and kept."""
-        if self.folder is None:
-            return measure(make(first, count))
-        path = self.folder / f"{name}.safetensors"
-        if not path.is_file():
-            fresh = measure(make(first, count))
+        path = self.folder / f"{name}.safetensors" if self.folder else None
+        if path and path.is_file():
+            return parse_safetensors(path.read_bytes())
+        images = make(first, count)
+        check_images(images, f"images {name}", EvaluationError)
+        fresh = measure(images)
+        if path:
             write_atomically(path, to_safetensors({key: value.contiguous() for key, value in fresh.items()}))
-        return parse_safetensors(path.read_bytes())
+        return fresh
 
 
 @dataclass(frozen=True)
@@ -191,10 +194,13 @@ def evaluate(
         in it are of held-out images where either set is held out.
 
     Raises:
-        EvaluationError: an unknown protocol, or too few images.
+        EvaluationError: an unknown protocol, too few images, a negative seed, or images that are none (not
+            finite, or outside of [-1, 1]). TooLargeError: too many for memory.
     """
     if protocol not in PROTOCOLS:
         raise EvaluationError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+    if not 0 <= seed < 2**63:
+        raise EvaluationError(f"seed is {seed}; from 0 to 2^63 - 1")
     rules = PROTOCOLS[protocol]
     count = rules.count if count is None else count
     real, floor = real_and_floor({"train": train, "test": test}, rules, count, seed)
@@ -205,9 +211,13 @@ def evaluate(
     key = hashlib.sha256(json.dumps([full, batch], sort_keys=True).encode()).hexdigest()
     name = f"evaluation-{protocol}-{key[:12]}"
     finished = Path(folder) / f"{name}.json" if folder else None
-    if finished and agreed(finished.is_file()):
-        return json.loads(finished.read_text())
     pieces = Pieces(Path(folder) / name if folder else None)
+    if finished and agreed(finished.is_file()):
+        if leads():
+            shutil.rmtree(str(pieces.folder), ignore_errors=True)  # what a kill has left
+        return json.loads(finished.read_text())
+    features = 8 * sum(counts.values()) * sum(extractor.num_features for extractor in extractors)
+    check_memory(features, f"the features of {sum(counts.values()):,} images", "evaluate fewer")
     measure = Measure([e.to(device) for e in extractors], judge, rules.published)
     sources = {"real": real.batch, "floor": floor.batch, "generated": generate}
     measured = _measure_all(sources, counts, measure, pieces, batch, progress)
@@ -314,7 +324,7 @@ def evaluate_model(
         progress: show a progress bar.
 
     Raises:
-        EvaluationError: an unknown protocol or sampler, too few images, or a model that draws no images.
+        EvaluationError: as [`evaluate`][]; or an unknown sampler, or a model that draws no images.
     """
     device = device_of(device)
     model = model.to(device).eval()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor, nn
 
 from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
-from nca_lib.data.images import to_float
+from nca_lib.data.images import opened, to_float, whole
 from nca_lib.errors import DataError, ExperimentError
 from nca_lib.experiments.parallel import PartNoise, parts
 from nca_lib.experiments.settings import Experiment
@@ -28,10 +30,10 @@ def picture(source: str, size: int) -> Tensor:
         drawing = _ladybird()
     else:
         try:
-            with Image.open(source) as image:
-                drawing = image.convert("RGBA")
-        except OSError as error:
-            raise DataError(f"{source}: neither 'ladybird' nor a readable image ({error})") from error
+            with opened(Path(source)) as image:
+                drawing = whole(image).convert("RGBA")
+        except DataError as error:
+            raise DataError(f"growing.picture: neither 'ladybird' nor an image: {error}") from error
     drawing.thumbnail((inner, inner), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (size, size))
     canvas.paste(drawing, ((size - drawing.width) // 2, (size - drawing.height) // 2))

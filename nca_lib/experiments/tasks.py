@@ -7,12 +7,13 @@ growing automata to draw a picture (chapter 1), VNCA to explain images by a code
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA
 from nca_lib.data.images import Stream
 from nca_lib.devices import compile_step
@@ -20,8 +21,10 @@ from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.errors import DataError, ExperimentError
 from nca_lib.experiments.checkpoints import outlive_signals
 from nca_lib.experiments.growing import GrowingTask
-from nca_lib.experiments.parallel import Part, PartNoise, parts
+from nca_lib.experiments.kinds import DATASETS, arguments
+from nca_lib.experiments.parallel import Part, PartNoise, parts, rank_and_size
 from nca_lib.experiments.settings import Experiment
+from nca_lib.memory import check_memory
 from nca_lib.noise import Purpose, firing_from
 from nca_lib.samplers import sample
 from nca_lib.weights import load
@@ -76,6 +79,32 @@ class Task(Protocol):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put `state` back."""
         ...
+
+
+def _check_memory(experiment: Experiment, device: torch.device) -> None:
+    """Refuse what cannot fit, counted from below: see [`nca_lib.memory`][]."""
+    options = experiment.training
+    with torch.device("meta"):
+        model: Any = experiment.build_model()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # Weights, their average, gradients, and a moment of each (Muon) or two.
+    check_memory(16 * parameters, f"a model of {parameters:,} parameters", "take a smaller one", device)
+    network = getattr(model, "network", model)
+    if isinstance(network, GrowingNCA):
+        side, steps, numbers = experiment.growing.size, experiment.growing.max_rollout, network.channels
+        pool = 4 * experiment.growing.pool * side**2 * numbers
+        check_memory(pool, "the sample pool", "take a smaller growing.pool or growing.size", device)
+    else:
+        defaults = arguments(DATASETS[experiment.data["kind"]])
+        side, steps = experiment.data.get("size", defaults["size"].default), getattr(network, "steps", 1)
+        numbers = getattr(network, "numbers_per_pixel", 0)
+        if getattr(network, "checkpointing", False):  # a state each, the rest is computed again
+            numbers = network.channels
+    part = max(1, options.batch // (options.accumulate * rank_and_size()[1]))
+    per_pixel = 12 + (2 if options.bf16 else 4) * steps * numbers  # three images of at least one channel
+    what = f"{part} images of {side}x{side} in training"
+    cure = "take a smaller training.batch, or a larger training.accumulate"
+    check_memory(part * side**2 * per_pixel, what, cure, device)
 
 
 class _ImageTask:
@@ -225,6 +254,11 @@ class VNCATask(_ImageTask):
 
 
 def task_of(experiment: Experiment, device: torch.device) -> Task:
-    """The task that an experiment's kind of model learns."""
+    """The task that an experiment's kind of model learns.
+
+    Raises:
+        TooLargeError: the model or a batch does not fit into memory.
+    """
+    _check_memory(experiment, device)
     kinds: dict[str, type] = {"growing-nca": GrowingTask, "vnca": VNCATask}
     return kinds.get(experiment.model["kind"], DiffusionTask)(experiment, device)

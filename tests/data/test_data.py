@@ -13,8 +13,8 @@ from skimage.data import immunohistochemistry
 from torch import Tensor
 
 from nca_lib.data.digits import Digits
-from nca_lib.data.folder import Folder, _read_rgb
-from nca_lib.data.images import DataError, Stream, random_crop
+from nca_lib.data.folder import Folder, _Pictures, _read, _to_float
+from nca_lib.data.images import MOST_PIXELS, DataError, Stream, random_crop
 from nca_lib.data.tissue import Tissue
 from nca_lib.experiments.growing import picture
 
@@ -228,14 +228,14 @@ def test_palette_colours_are_looked_up(folder: Path) -> None:
     with Image.open(folder / "palette.png") as image:
         expected = np.asarray(image.convert("RGB"), dtype=np.float32) / 127.5 - 1
     torch.testing.assert_close(
-        _read_rgb(folder / "palette.png", 1).permute(1, 2, 0), torch.from_numpy(expected)
+        _to_float(_read(folder / "palette.png", 10**6)).permute(1, 2, 0), torch.from_numpy(expected)
     )
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped(folder: Path) -> None:
     ramp = np.linspace(0, 65535, 40).round().astype(np.uint16)
     Image.fromarray(np.tile(ramp, (32, 1))).save(folder / "ramp.png")
-    image = _read_rgb(folder / "ramp.png", 1)
+    image = _to_float(_read(folder / "ramp.png", 10**6))
     expected = torch.linspace(-1, 1, 40).expand(3, 32, 40)
     torch.testing.assert_close(image, expected, atol=1e-4, rtol=0)
 
@@ -246,16 +246,18 @@ def test_a_photograph_that_was_taken_sideways_is_turned_upright(folder: Path) ->
     exif[0x0112] = 6  # stored so that it must be turned a quarter clockwise for display
     upright.transpose(Image.Transpose.ROTATE_90).save(folder / "sideways.png", exif=exif)
     expected = torch.from_numpy(np.asarray(upright, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
-    torch.testing.assert_close(_read_rgb(folder / "sideways.png", 1), expected)
+    torch.testing.assert_close(_to_float(_read(folder / "sideways.png", 10**6)), expected)
     with pytest.raises(DataError, match="12x40 is too small"):
         Folder(str(folder), size=10)  # 9 columns are left of the held-out quarter
 
 
 def test_downscaling_averages_squares(folder: Path) -> None:
     noise_image(40, 32).save(folder / "a.png")
-    full, half = _read_rgb(folder / "a.png", 1), _read_rgb(folder / "a.png", 2)
-    expected = full.view(3, 16, 2, 20, 2).mean(dim=(2, 4))
-    torch.testing.assert_close(half, expected)
+    full = _to_float(_read(folder / "a.png", 10**6))
+    halves = full.view(3, 16, 2, 20, 2).mean(dim=(2, 4)).unfold(1, 8, 1).unfold(2, 8, 1)
+    for n in range(5):
+        crop = Folder(str(folder), 8, downscale=2, orientations=1).image(0, rng(n))
+        assert torch.isclose(halves, crop[:, None, None], atol=1e-6).all(dim=(0, 3, 4)).sum() == 1
 
 
 def test_resizing_keeps_the_centre_and_the_aspect(folder: Path) -> None:
@@ -320,6 +322,60 @@ def test_a_truncated_file_is_named(folder: Path, suffix: str) -> None:
         Folder(str(folder), size=8).image(0, rng())
 
 
+def test_a_png_without_its_end_is_named(folder: Path) -> None:
+    noise_image(80, 60).save(folder / "cut.png")
+    whole = (folder / "cut.png").read_bytes()
+    for missing in (5, 13, 20):  # Pillow takes the pixels, and does not ask for the rest
+        (folder / "cut.png").write_bytes(whole[:-missing])
+        with pytest.raises(DataError, match=r"cut\.png.*unreadable"):
+            Folder(str(folder), size=8).image(0, rng())
+
+
+def test_more_pixels_than_allowed_are_named(folder: Path) -> None:
+    grey(0).save(folder / "small.png")
+    Image.new("1", (20_000, 10_000)).save(folder / "bomb.png")
+    with pytest.raises(DataError, match=r"1 of 2.*\n.*bomb\.png: 20000x10000 is more than 89,478,485 pixels"):
+        Folder(str(folder), size=8)
+    (folder / "bomb.png").unlink()
+    with pytest.raises(DataError, match=r"more than 100 pixels; cut it into tiles, or raise max_pixels"):
+        Folder(str(folder), size=8, max_pixels=100)
+
+
+def test_the_limit_can_be_raised(folder: Path) -> None:
+    Image.new("1", (9500, 9500), 1).save(folder / "large.png")
+    data = Folder(str(folder), size=8, max_pixels=10**8)
+    assert (data.image(0, rng()) == 1).all()
+    assert Image.MAX_IMAGE_PIXELS == MOST_PIXELS  # Pillow's own, for others, is as it was
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0MM\0*\0\0\0\x08\0", b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x03\0\0\0ab\0\0"]
+)
+def test_broken_exif_plays_no_part(exif: bytes, folder: Path, recwarn: pytest.WarningsRecorder) -> None:
+    noise_image(40, 32).save(folder / "a.jpg", exif=exif)
+    image = Folder(str(folder), size=8, orientations=1).image(0, rng())
+    assert image.shape == (3, 8, 8)
+    assert not recwarn
+
+
+def test_pictures_are_kept_as_bytes_within_a_bound(folder: Path) -> None:
+    for n in range(6):
+        noise_image(40, 30).save(folder / f"{n}.png")
+    kept, files = _Pictures(most=3 * 40 * 30 * 3), sorted(folder.iterdir())
+    for file in [*files, files[3], *files]:
+        assert np.array_equal(kept.get(file, 10**6), np.asarray(Image.open(file)))
+        assert kept.held == sum(picture.nbytes for picture in kept.pictures.values()) <= kept.most
+    assert [*kept.pictures] == files[3:]
+    assert _Pictures(most=1).get(files[0], 10**6).dtype == np.uint8  # one is kept, however large
+
+
+def test_a_picture_of_one_column_is_refused(folder: Path) -> None:
+    for n in range(10):
+        Image.new("RGB", (1, 60)).save(folder / f"{n}.png")
+    with pytest.raises(DataError, match=r"10 of 10.*\n.*1x60 is too small to be resized"):
+        Folder(str(folder), size=8, fit="resize")
+
+
 def test_empty_and_missing_folders_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"images holds no images; known kinds are .*\.png"):
         Folder(str(folder))
@@ -359,7 +415,7 @@ def test_a_half_transparent_picture_is_premultiplied_and_centred(tmp_path: Path)
 
 
 def test_a_bad_picture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.png: neither 'ladybird' nor a readable image"):
+    with pytest.raises(DataError, match=r"neither 'ladybird' nor an image: .*none\.png: unreadable"):
         picture(str(tmp_path / "none.png"), 20)
 
 

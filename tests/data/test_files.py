@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.utils import make_grid
 
-from nca_lib.data.files import edit, read, read_mask, sheet, write
+from nca_lib.data.files import WRITTEN, check_output, edit, read, read_mask, sheet, write
 from nca_lib.errors import DataError, OutputError
 
 RNG = np.random.default_rng(0)
@@ -171,6 +171,28 @@ def test_a_format_that_cannot_hold_the_image_is_refused_and_leaves_nothing(tmp_p
     with pytest.raises(DataError, match=r"out\.jpg: cannot be written .*\.png holds every kind"):
         write(image, tmp_path / "out.jpg", original)
     assert not (tmp_path / "out.jpg").exists()
+
+
+def test_odd_formats_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    for suffix in (".gif", ".ico", ".pdf", ".psd", ".fits", ".mpg", ".eps", ".txt", ""):
+        with pytest.raises(DataError, match=r"is no known image format; choose one of \.png"):
+            check_output(tmp_path / f"out{suffix}")
+    for suffix in WRITTEN:
+        source = stored(RGB, tmp_path / "in.png")
+        back = np.array(unchanged(source, tmp_path / f"out{suffix}")).astype(int)
+        assert np.abs(back - PIXELS[..., :3]).mean() < 60  # noise of 35 pixels, which JPEG blurs
+
+
+def test_a_bomb_is_named_and_the_limit_can_be_raised(tmp_path: Path) -> None:
+    bomb = stored(Image.new("1", (20_000, 10_000)), tmp_path / "bomb.png")
+    with pytest.raises(
+        DataError, match=r"bomb\.png: 20000x10000 is more than 89,478,485 pixels; cut it into"
+    ):
+        edit(bomb, tmp_path / "out.png", lambda image: image)
+    image, original = read(stored(RGB, tmp_path / "in.png"), max_pixels=35)
+    assert image.shape == (3, 7, 5)
+    with pytest.raises(DataError, match="5x7 is more than 34 pixels"):
+        read_mask(tmp_path / "in.png", image, original, max_pixels=34)
 
 
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

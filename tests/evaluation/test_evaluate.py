@@ -376,6 +376,38 @@ def test_meaningless_evaluations_are_refused(options: dict[str, Any], message: s
         evaluate_waves(**options)
 
 
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf, 1.5])
+def test_images_that_are_none_are_refused(wrong: float) -> None:
+    def spoilt(first: int, count: int) -> Tensor:
+        images = new_waves(first, count)
+        if first == 64:
+            images[3, 0, 5, 7] = wrong
+        return images
+
+    with pytest.raises(EvaluationError, match=r"generated-0000064: values from .* finite, and lie in"):
+        evaluate_waves(spoilt)
+    with pytest.raises(EvaluationError, match="images are floats of shape"):
+        evaluate_waves(lambda first, count: new_waves(first, count)[0])
+
+
+def test_a_model_of_nan_is_refused() -> None:
+    experiment = Experiment.read("digits-mlp")
+    model = experiment.build_model()
+    next(model.parameters()).data.fill_(math.nan)
+    with pytest.raises(EvaluationError, match="generated-0000000: values from nan to nan"):
+        evaluate_model(model, experiment, count=120, steps=1, device="cpu")
+
+
+def test_what_a_kill_leaves_while_tidying_is_tidied(tmp_path: Path) -> None:
+    first = evaluate_waves(folder=tmp_path)
+    [finished] = tmp_path.iterdir()
+    left = tmp_path / finished.stem
+    left.mkdir()
+    (left / "real-0000000.safetensors").write_bytes(b"")
+    assert evaluate_waves(folder=tmp_path) == first
+    assert [*tmp_path.iterdir()] == [finished]
+
+
 def test_too_few_real_images_are_refused() -> None:
     with pytest.raises(EvaluationError, match=r"297 real images.*subsets of 1000"):
         evaluate(new_waves, Digits(16), Digits(16, "test"), protocol="sound", extractors=[Quadrants()])

@@ -1,0 +1,104 @@
+"""Whether there is memory enough, asked before anything is computed.
+
+What a computation needs is counted from below: its largest arrays, not all. So what is refused could not have
+been done; what is let through may still fail, which the command line then says in one line.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nca_lib.errors import TooLargeError, UsageError
+
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available(device: torch.device) -> float:
+    """Bytes that there are on a device for something new; infinite where nobody says."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # for what comes next
+        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type == "mps" and torch.backends.mps.is_available():
+        return torch.mps.recommended_max_memory()
+    return min(_free(), _left_of_limit())
+
+
+def _free() -> float:
+    if MEMINFO.is_file():
+        said = re.search(r"^MemAvailable: +(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
+        return int(said[1]) * 1024 if said else math.inf
+    try:  # macOS, where only the whole is known
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, AttributeError, OSError):
+        return math.inf
+
+
+def _left_of_limit() -> float:
+    """What a container's limit (cgroup v2) leaves; the files that it caches would be given up."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        cached = re.search(r"^inactive_file (\d+)", (CGROUP / "memory.stat").read_text(), re.MULTILINE)
+        return math.inf if limit == "max" else int(limit) - used + (int(cached[1]) if cached else 0)
+    except (OSError, ValueError):
+        return math.inf
+
+
+def check_memory(needed: float, what: str, cure: str, device: torch.device | None = None) -> None:
+    """Refuse what does not fit.
+
+    Args:
+        needed: bytes, at least.
+        what: needs them.
+        cure: what to do, in words.
+        device: where; the CPU by default.
+
+    Raises:
+        TooLargeError: there is less; the message says what is needed and what there is.
+    """
+    device = device or torch.device("cpu")
+    there = available(device)
+    if needed > there:
+        raise TooLargeError(
+            f"{what}: at least {_bytes(needed)} of memory, of which {device} has {_bytes(there)}; {cure}"
+        )
+
+
+def check_call(model: nn.Module, count: int, size: tuple[int, int]) -> None:
+    """Refuse to draw no images, or more and larger ones (height, width) than memory holds.
+
+    A network says by `numbers_per_pixel` what a call holds at a time, at least, for each pixel of each image.
+
+    Raises:
+        UsageError: a number below 1.
+        TooLargeError: they do not fit.
+    """
+    height, width = size
+    what = f"{count} image{'s' if count > 1 else ''} of {width}x{height}"
+    if min(count, height, width) < 1:
+        raise UsageError(f"{what}; at least one, of 1x1")
+    network: Any = getattr(model, "network", model)
+    # Besides: the image, its clean estimate, and the next one.
+    numbers = 3 * network.image_channels + getattr(network, "numbers_per_pixel", 0)
+    device = next(model.parameters(), torch.empty(0)).device
+    cure = "ask for fewer or smaller ones, or for a canvas, which is drawn in tiles"
+    check_memory(4 * count * height * width * numbers, what, cure, device)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to say, in one line, of an error that says that memory ended; "" of any other."""
+    ended = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return f"out of memory; ask for fewer or smaller images ({error!s:.120})" if ended else ""
+
+
+def _bytes(count: float) -> str:
+    unit = min(int(math.log(max(count, 1), 1000)), 6)
+    return f"{count / 1000**unit:,.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB')[unit]}"

@@ -1,0 +1,106 @@
+"""What cannot fit is refused before it is begun, with what it needs and what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nca_lib import memory
+from nca_lib.baselines import VNCA
+from nca_lib.diff_nca import DiffNCA
+from nca_lib.diffusion import MLP, Denoiser, noise_schedule
+from nca_lib.editing import interpolate
+from nca_lib.errors import NCAError, TooLargeError, UsageError
+from nca_lib.experiments.settings import Experiment
+from nca_lib.experiments.training import train
+from nca_lib.memory import available, check_memory
+from nca_lib.samplers import sample
+
+CPU = torch.device("cpu")
+AUTOMATON = Denoiser(DiffNCA(8, 16, 2), noise_schedule("cosine", 20))
+
+
+@pytest.fixture
+def ten_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  99999999 kB\nMemAvailable:   10000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+
+
+def test_what_is_available_is_the_lesser_of_the_machines_and_the_containers(
+    tmp_path: Path, ten_megabytes: None
+) -> None:
+    assert available(CPU) == 10_240_000
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("4000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
+    assert available(CPU) == 1_500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available(CPU) == 10_240_000
+
+
+def test_the_message_says_what_is_needed_and_what_there_is(ten_megabytes: None) -> None:
+    check_memory(10_240_000, "it", "take less")
+    with pytest.raises(TooLargeError, match=r"it: at least 20\.5 GB of memory.* cpu has 10\.2 MB; take less"):
+        check_memory(20_480_000_000, "it", "take less")
+    assert issubclass(TooLargeError, NCAError)
+
+
+def test_images_that_do_not_fit_are_refused(ten_megabytes: None) -> None:
+    assert sample(AUTOMATON, (32, 32), count=2, steps=1).shape == (2, 3, 32, 32)
+    with pytest.raises(TooLargeError, match="1 image of 512x256: at least"):
+        sample(AUTOMATON, (256, 512), steps=1)
+    with pytest.raises(TooLargeError, match="200 images of 32x32"):
+        interpolate(AUTOMATON, (0, 1), 200, (32, 32), steps=1)
+    with pytest.raises(TooLargeError):
+        sample(VNCA(8, 1, latent=12, hidden=8), (512, 512))
+
+
+def test_more_is_needed_than_is_counted() -> None:
+    # Counted from below: what PyTorch allocates in one call is more, but of the same size.
+    network, noisy, time = DiffNCA(16, 256, 2, position=False), torch.zeros(1, 3, 64, 64), torch.zeros(1)
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        network(noisy, time)
+    events = [
+        event.nbytes() for event in profile.profiler.kineto_results.events() if "[memory]" in event.name()
+    ]
+    held = peak = 0
+    for change in events:
+        held += change
+        peak = max(peak, held)
+    counted = 4 * 64 * 64 * network.numbers_per_pixel
+    assert counted < peak < 8 * counted
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, (8, 8)), (1, (0, 8)), (-1, (8, 8)), (1, (8, -3))])
+def test_no_images_are_refused(count: int, size: tuple[int, int]) -> None:
+    for model in (AUTOMATON, Denoiser(MLP(8), noise_schedule()), VNCA(8, 1, latent=12, hidden=8)):
+        with pytest.raises(UsageError):
+            sample(model, size, count=count)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "what"),
+    [
+        ("digits-mlp", {"model.width": 2000}, "model of .* parameters"),
+        ("digits-mlp", {"model.width": 8, "training.batch": 100_000}, "100000 images of 8x8 in training"),
+        ("growing-grow", {"growing.pool": 10_000}, "sample pool"),
+        ("growing-grow", {"growing.pool": 8, "growing.max_rollout": 10_000}, "4 images of 32x32"),
+    ],
+)
+def test_a_training_that_does_not_fit_is_refused(
+    name: str, changes: dict[str, int], what: str, tmp_path: Path, ten_megabytes: None
+) -> None:
+    with pytest.raises(TooLargeError, match=what):
+        train(Experiment.read(name, changes), tmp_path / "run", device="cpu", progress=False)
+
+
+def test_checkpointing_fits_where_keeping_all_does_not(tmp_path: Path, ten_megabytes: None) -> None:
+    changes = {"training.steps": 1, "training.batch": 2, "training.compile": False, "model.steps": 12}
+    changes |= {"data.size": 16, "model.channels": 16, "model.hidden": 512, "training.bf16": False}
+    with pytest.raises(TooLargeError, match="2 images of 16x16"):
+        train(Experiment.read("web-tissue", changes), tmp_path, device="cpu", progress=False)
+    changes["model.checkpointing"] = True
+    train(Experiment.read("web-tissue", changes), tmp_path, device="cpu", progress=False)
