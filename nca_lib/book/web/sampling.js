@@ -4,6 +4,7 @@
 
 import { CounterNoise, FIRING, SAMPLER, START, philox } from "./noise.js";
 import { DiffNCA, GrowingNCA, halfFloats } from "./engine.js";
+import { Plane } from "./region.js";
 
 // The timesteps to visit from T-1 to 0, evenly spaced, and -1 for the clean image; halves round to even, as there.
 function timestepArray(timesteps, steps) {
@@ -141,15 +142,19 @@ class Denoiser {
   }
 }
 
+// An endless image of a denoiser.
+const planeOf = (denoiser, seed, steps) =>
+  new Plane(denoiser, seed, timestepArray(denoiser.alphaBar.length, steps));
+
 const load = (model) => (model.kind === "growing-nca" ? new GrowingNCA(model) : new Denoiser(model));
 
 // ---- In a worker --------------------------------------------------------------------------------------------------
 
 // A worker is told { load: model } and then { grow: ... }, which it answers with the state after the steps asked for; or
 // { sample: ... }, which begins, and { next: true }, which it answers with the state after one call more; or
-// { inside: ... }. To stop it, terminate it.
+// { inside: ... }; or { plane: ... } and { look: window }, which begins as { sample: ... } does. To stop it, terminate it.
 function serve(scope) {
-  let model = null, way = null;
+  let model = null, way = null, plane = null;
   scope.onmessage = ({ data }) => {
     if (data.load) model = load(data.load);
     if (data.grow) {
@@ -158,6 +163,8 @@ function serve(scope) {
       scope.postMessage({ state, step: first + steps }, [state.buffer]);
     }
     if (data.sample) way = model.sample(data.sample);
+    if (data.plane) plane = planeOf(model, data.plane.seed, data.plane.steps);
+    if (data.look) way = plane.look(data.look);
     if (data.next) scope.postMessage(way.next().value);
     if (data.inside) scope.postMessage({ inside: model.inside(data.inside) });
   };
@@ -165,4 +172,4 @@ function serve(scope) {
 if (typeof WorkerGlobalScope === "function" && self instanceof WorkerGlobalScope) serve(self);
 
 export { CounterNoise, Denoiser, DiffNCA, FIRING, GrowingNCA, START, halfFloats, load, logSnrArray, philox,
-  repaintPath, timestepArray };
+  planeOf, repaintPath, timestepArray };
