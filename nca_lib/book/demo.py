@@ -1,4 +1,4 @@
-"""What computes in the reader's browser, in notebooks and in pages alike (chapters 1 to 6).
+"""What computes in the reader's browser, in notebooks and in pages alike (chapters 1 to 7).
 
 In Jupyter these are widgets that need no kernel once they are shown; while the book is built (environment
 variable `NCA_LIB_BOOK`) they are HTML that holds everything needed.
@@ -14,12 +14,14 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from nca_lib.book.export import export, rounded
 from nca_lib.book.figures import to_uint8
 from nca_lib.book.film import encoded, stills
 from nca_lib.book.pages import WEB, bundle, page
 from nca_lib.book.painting import image_of_waves, wave_mask
 from nca_lib.book.players import message_states
-from nca_lib.diffusion import ScheduleName, noise_schedule
+from nca_lib.canvas.tiles import sample_region
+from nca_lib.diffusion import Denoiser, ScheduleName, noise_schedule
 from nca_lib.errors import UsageError
 from nca_lib.evaluation.metrics import measurements, numbers
 from nca_lib.extras import extra
@@ -71,6 +73,45 @@ def digits_demo(name: str = "web-digits") -> Demo | HTML:
     del model["golden"]
     label = "sixteen digits, drawn from noise"
     return _shown("digits.js", {"weights": {name: model}, "label": label}, {})
+
+
+def endless_plane(
+    model: Denoiser,
+    name: str = "web-tissue",
+    *,
+    y: int = 0,
+    x: int = 0,
+    height: int = 64,
+    width: int = 96,
+    seed: int = 0,
+    steps: int = 8,
+) -> Demo | HTML:
+    """Move a window over the endless image of [`sample_region`][nca_lib.canvas.tiles.sample_region].
+
+    Args:
+        model: what [`export`][nca_lib.book.export.export] takes; some 25,000 parameters are swift enough.
+        name: of the model, for the code that is shown.
+        y: row of the first window's first pixel.
+        x: its column.
+        height: of the window.
+        width: of the window.
+        seed: of the image.
+        steps: denoiser calls, by DDIM.
+
+    Raises:
+        ExportError: the browser cannot run the model; the message names the setting.
+    """
+    weights = export(model, steps)
+    del weights["golden"]
+    first = sample_region(rounded(model), y, x, height, width, seed, steps=steps)  # type: ignore[arg-type]
+    data = {
+        "engine": bundle("sampling.js"),
+        "weights": {name: weights},
+        "image": _bytes(first),
+        "label": "a window of an endless image",
+        **{"height": height, "width": width, "y": y, "x": x, "seed": seed, "steps": steps},
+    }
+    return _shown("plane.js", data, {"a window of an endless image, drawn by an automaton": first[0]})
 
 
 def noise_explorer(images: Tensor, timesteps: int = 300) -> Demo | HTML:

@@ -29,12 +29,12 @@ from torch import Tensor
 
 from nca_lib import weights
 from nca_lib.canvas.tiles import SMALLEST, Span, local_network, spans_of
-from nca_lib.devices import compile_step, device_of
+from nca_lib.devices import compile_step, computes_bf16, device_of
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import CanvasError
 from nca_lib.extras import extra
-from nca_lib.files import write_atomically
+from nca_lib.files import locked, write_atomically
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import SAMPLERS, SamplerState, timestep_array
@@ -57,6 +57,7 @@ class Plan:
         wrap: treat the canvas as a torus.
         compiled: compile the automaton's step (in every worker, some seconds).
         device: cuda, mps or cpu; None for the best that a worker has.
+        bf16: mixed precision, where the device computes it.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Plan:
     wrap: bool = False
     compiled: bool = False
     device: str | None = None
+    bf16: bool = False
 
     @cached_property
     def calls(self) -> list[int]:
@@ -168,8 +170,8 @@ class Canvas:
             image = self._read(self.image, step, rows, columns).to(device)
             clean = image if self.clean is None else self._read(self.clean, step, rows, columns).to(device)
             after = SamplerState(math.nan, image, clean, made)
-        sampler = SAMPLERS[self.plan.sampler]
-        with firing_from(self.model, noise):
+        sampler, low = SAMPLERS[self.plan.sampler], self.plan.bf16 and computes_bf16(device)
+        with firing_from(self.model, noise), torch.autocast(device.type, torch.bfloat16, enabled=low):
             states = sampler(self.model, start, steps=self.plan.steps, noise=noise, after=after)
             for _ in range(self.plan.calls[step] - made):
                 state = next(states)
@@ -246,13 +248,23 @@ def run(
 ) -> None:
     """Advance a canvas to its end; whatever stopped before, the bytes are the same.
 
+    One process at a time: a second one that takes the same folder is refused.
+
     Args:
         canvas: begun, or partly done.
         workers: processes on this machine; 1 works in this process.
         scheduler: the address of a Dask scheduler, instead; its workers must see the canvas's folder.
         progress: called after each tile's step with the megapixels made by now and those to be made in all; a
             pixel's step counts as its part of all steps.
+
+    Raises:
+        OutputError: another process is at work on this canvas; the message names it.
     """
+    with locked(canvas.folder / "lock"):
+        _run(canvas, workers, scheduler, progress)
+
+
+def _run(canvas: Canvas, workers: int, scheduler: str | None, progress: Progress | None) -> None:
     with extra("canvas"):
         import dask
         from distributed import Client, LocalCluster, as_completed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from IPython.display import HTML
-from test_export import PARITY, array, base64_of, node
+from test_export import PARITY, array, base64_of, node, untrained
 
 from nca_lib.book import demo
+from nca_lib.book.export import export, rounded
 from nca_lib.book.pages import WEB, bundle
 from nca_lib.book.painting import image_of_waves, wave_mask
 from nca_lib.book.players import message_states
+from nca_lib.canvas.tiles import sample_region
 from nca_lib.data.faces import Faces
 from nca_lib.fourier import spectrum_window
 
@@ -145,3 +148,36 @@ def test_in_the_book_each_is_alive_and_a_still_without_scripts(
         assert '<script type="module">' in script
     with pytest.raises(ValueError, match="16 frequencies need at least 32x32"):
         demo.spectrum_painter(torch.zeros(3, 40, 31))
+
+
+def test_a_moving_window_shows_the_librarys_endless_image() -> None:
+    model = untrained(update_probability=0.8, encoding="sinusoidal")
+    script = """
+    const plane = () => E.planeOf(E.load(given.model), given.seed, given.steps), one = plane();
+    const last = (way) => [...way].pop(), seen = given.windows.map((window) => last(one.look(window)));
+    one.look({ ...given.windows[0], x: 40 }).next(); // one that is given up does no harm
+    seen.push(last(one.look(given.windows[0])));
+    const afresh = last(plane().look(given.windows[2]));
+    console.log(JSON.stringify([seen.map(({ values }) => text(values)), text(afresh.values), afresh.call]));
+    """
+    # Strips on one and on two sides, a window inside of the last one, and one far away.
+    places = [(-3, 5, 9, 12), (-3, 9, 9, 12), (2, 6, 9, 12), (4, 8, 3, 4), (2**31, -(2**31), 9, 12)]
+    windows = [dict(zip(("y", "x", "height", "width"), place, strict=True)) for place in places]
+    seen, afresh, calls = node(script, model=export(model), seed=9, steps=4, windows=windows)
+    assert calls == 4
+    for found, (y, x, height, width) in zip(seen, [*places, places[0]], strict=True):
+        expected = sample_region(rounded(model), y, x, height, width, 9, steps=4)
+        torch.testing.assert_close(array(found, height, width, 3), expected[0], atol=PARITY, rtol=0)
+    assert seen[2] == afresh, "what a window shows depends on where it was before"
+
+
+def test_the_endless_plane_begins_with_the_librarys_window() -> None:
+    model = untrained(update_probability=1.0)
+    shown = demo.endless_plane(model, "mine", y=5, x=-7, height=8, width=10, steps=3)
+    assert isinstance(shown, demo.Demo)
+    assert list(shown.weights) == ["mine"]
+    assert "golden" not in shown.weights["mine"]
+    image = sample_region(rounded(model), 5, -7, 8, 10, steps=3)[0]
+    pixels = np.frombuffer(base64.b64decode(shown.image), np.uint8).reshape(8, 10, 3)
+    assert np.abs(pixels / 127.5 - 1 - image.movedim(0, -1).numpy()).max() < 0.005
+    shown.close()

@@ -5,6 +5,7 @@
 import { CounterNoise, FIRING, SAMPLER, START, philox } from "./noise.js";
 import { DiffNCA, GrowingNCA, MLP, halfFloats } from "./engine.js";
 import { GpuDiffNCA } from "./gpu.js";
+import { Plane } from "./region.js";
 
 // The timesteps to visit from T-1 to 0, evenly spaced, and -1 for the clean image; halves round to even, as there.
 function timestepArray(timesteps, steps) {
@@ -166,16 +167,20 @@ class Denoiser {
   }
 }
 
+// An endless image of a denoiser.
+const planeOf = (denoiser, seed, steps) =>
+  new Plane(denoiser, seed, timestepArray(denoiser.alphaBar.length, steps));
+
 const load = (model) => (model.kind === "growing-nca" ? new GrowingNCA(model) : new Denoiser(model));
 
 // ---- In a worker --------------------------------------------------------------------------------------------------
 
 // A worker is told { load: model } and then { grow: ... }, which it answers with the state after the steps asked for; or
 // { sample: ... }, which begins, and { next: true }, which it answers with the state after one call more; or
-// { inside: ... }. To stop it, terminate it. With { gpu: true } beside `sample` the GPU computes, if there is one that
-// can; the answer's `on` says who did.
+// { inside: ... }; or { plane: ... } and { look: window }, which begins as { sample: ... } does. To stop it, terminate
+// it. With { gpu: true } beside `sample` the GPU computes, if there is one that can; the answer's `on` says who did.
 function serve(scope) {
-  let model = null, way = null, on = "", turn = Promise.resolve();
+  let model = null, way = null, plane = null, on = "", turn = Promise.resolve();
   async function act(data) {
     if (data.load) model = load(data.load);
     if (data.grow) {
@@ -188,6 +193,8 @@ function serve(scope) {
       way = gpu ? model.sampleBy(gpu, data.sample) : model.sample(data.sample);
       on = gpu ? "GPU" : "processor";
     }
+    if (data.plane) plane = planeOf(model, data.plane.seed, data.plane.steps);
+    if (data.look) way = plane.look(data.look);
     if (data.next) scope.postMessage({ ...(await way.next()).value, on });
     if (data.inside) scope.postMessage({ inside: model.inside(data.inside) });
   }
@@ -196,4 +203,4 @@ function serve(scope) {
 if (typeof WorkerGlobalScope === "function" && self instanceof WorkerGlobalScope) serve(self);
 
 export { CounterNoise, Denoiser, DiffNCA, FIRING, GpuDiffNCA, GrowingNCA, START, halfFloats, load, logSnrArray, philox,
-  repaintPath, timestepArray };
+  planeOf, repaintPath, timestepArray };
