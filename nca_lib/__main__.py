@@ -21,7 +21,9 @@ import torch
 from torch import nn
 
 from nca_lib import weights
+from nca_lib.canvas import TiledDenoiser
 from nca_lib.canvas import command as canvas
+from nca_lib.cascade import Cascade
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import NCAError, ParallelError, UsageError
 from nca_lib.evaluation import command as evaluation
@@ -114,11 +116,10 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 
 
 def _laid_out(arguments: argparse.Namespace, model: nn.Module) -> nn.Module:
-    from nca_lib.cascade import Cascade
     from nca_lib.data.files import read
 
     if not isinstance(model, Cascade):
-        raise UsageError(f"--layout: {arguments.model} is no cascade, which draws from coarse to fine")
+        raise UsageError(f"--layout: {arguments.model} is no cascade")
     if not 0 <= arguments.layout_strength <= 1:
         raise UsageError(f"--layout-strength: {arguments.layout_strength:g} is not within 0..1")
     return model.laid_out(read(arguments.layout)[0][None], arguments.layout_strength)
@@ -127,8 +128,6 @@ def _laid_out(arguments: argparse.Namespace, model: nn.Module) -> nn.Module:
 def _join(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     _no_more(extra)
     out = Path(arguments.out)
-    if out.suffix != ".safetensors":
-        raise UsageError(f"--out: {out} must end in .safetensors")
     if out.exists() and not arguments.force:
         raise UsageError(f"{out} exists; add --force to overwrite it, or choose another name")
     weights.join(arguments.levels, out)
@@ -145,6 +144,8 @@ def _draw(
         calls = arguments.steps or model.schedule.timesteps
         if worth_compiling(arguments.count * size[0] * size[1] * calls):
             compile_step(model, device)
+    if isinstance(model, Cascade) and size[0] * size[1] > 1024**2:
+        model = TiledDenoiser(model, tile=512)  # equal bit for bit, in less memory
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
         try:
             return sample(

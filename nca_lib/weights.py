@@ -66,9 +66,11 @@ def join(levels: Sequence[str | Path], path: str | Path) -> None:
     all levels' under `levels`; steps, images and seconds are sums.
 
     Raises:
-        WeightsError: there are no such weights, or they are no levels of one cascade.
+        WeightsError: no such weights, no levels of one cascade, or another suffix than .safetensors.
         OutputError: the file cannot be written.
     """
+    if Path(path).suffix != ".safetensors":
+        raise WeightsError(f"{path} must end in .safetensors")
     records = [record(level) for level in levels]
     sums = ("steps", "images_seen", "training_seconds")
     whole = records[-1] | {key: sum(each[key] or 0 for each in records) for key in sums}

@@ -243,7 +243,9 @@ def test_what_is_no_cascade_is_not_joined(tmp_path: Path) -> None:
         weights.join(levels, tmp_path / "joined.safetensors")
     with pytest.raises(WeightsError, match="at least two levels"):
         weights.join(levels[:1], tmp_path / "joined.safetensors")
-    assert not (tmp_path / "joined.safetensors").exists()
+    with pytest.raises(WeightsError, match="must end in"):
+        weights.join(levels, tmp_path / "joined.toml")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_joined_file_whose_record_misses_a_level_is_refused(tmp_path: Path) -> None:

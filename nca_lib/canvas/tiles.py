@@ -264,6 +264,8 @@ def sample_region(
     network = local_network(model)
     if isinstance(network, FourierDiffNCA):
         raise CanvasError("a FourierDiffNCA hears its whole canvas; an endless one has no spectrum")
+    if network.context_channels:
+        raise CanvasError("a model with context draws what it is told of; an endless canvas has no context")
     if min(height, width) < 1:
         raise CanvasError(f"the window is {width}x{height}; at least 1x1")
     reach = network.steps * steps
