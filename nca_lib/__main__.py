@@ -1,7 +1,7 @@
 """The command line: `python -m nca_lib COMMAND`.
 
-Commands: train, show, run, evaluate, sample, canvas, inpaint, upscale, vary, export-web, models. A wrong
-argument ends with exit status 2 and one line that says what would be right.
+Commands: train, show, run, evaluate, sample, canvas, inpaint, upscale, vary, join, export-web, models. A
+wrong argument ends with exit status 2 and one line that says what would be right.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from torch import nn
 from tqdm import tqdm
 
 from nca_lib import weights
+from nca_lib.canvas import TiledDenoiser
 from nca_lib.canvas import command as canvas
+from nca_lib.cascade import Cascade
 from nca_lib.data.images import MOST_PIXELS
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import NCAError, ParallelError, UsageError
@@ -128,11 +130,31 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     device = device_of(arguments.device)
     check_output(arguments.out, arguments.force)
     model = weights.load(arguments.model, device)
+    if arguments.layout:
+        model = _laid_out(arguments, model)
     images = _draw(arguments, model, (height, width), device)
-    columns = min(arguments.columns or 4, arguments.count)
-    picture = sheet(images, columns) if arguments.count > 1 else images[0]
+    picture = sheet(images, min(arguments.columns or 4, arguments.count)) if len(images) > 1 else images[0]
     write(picture, arguments.out, force=arguments.force)
     print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
+
+
+def _laid_out(arguments: argparse.Namespace, model: nn.Module) -> nn.Module:
+    from nca_lib.data.files import read
+
+    if not isinstance(model, Cascade):
+        raise UsageError(f"--layout: {arguments.model} is no cascade")
+    if not 0 <= arguments.layout_strength <= 1:
+        raise UsageError(f"--layout-strength: {arguments.layout_strength:g} is not within 0..1")
+    return model.laid_out(read(arguments.layout)[0][None], arguments.layout_strength)
+
+
+def _join(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    _no_more(extra)
+    out = Path(arguments.out)
+    if out.exists() and not arguments.force:
+        raise UsageError(f"{out} exists; add --force to overwrite it, or choose another name")
+    weights.join(arguments.levels, out)
+    print(f"{out}: a cascade of {len(arguments.levels)} levels; try  python -m nca_lib sample {out}")
 
 
 def _draw(
@@ -148,6 +170,8 @@ def _draw(
         if worth_compiling(many):
             print("compiling first; it takes about half a minute, once", file=sys.stderr)
             compile_step(model, device)
+    if isinstance(model, Cascade) and size[0] * size[1] > 1024**2:
+        model = TiledDenoiser(model, tile=512)  # equal bit for bit, in less memory
     with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
         try:
             if not isinstance(model, Denoiser):
@@ -260,7 +284,7 @@ def _models(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     for name in weights.names():
         record = weights.record(name)
         experiment = record["experiment"]
-        kind = experiment["model"]["kind"]
+        kind = "cascade" if "levels" in record else experiment["model"]["kind"]
         data = experiment["growing"]["picture"] if kind == "growing-nca" else experiment["data"]["kind"]
         print(
             f"{name:24} {kind:16} {record['parameters']:10,} {data:10} {record['steps']:7,} "
@@ -321,6 +345,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--sampler", choices=SAMPLERS, default="dpm_solver", help="default dpm_solver")
     sample.add_argument("--steps", type=_positive, default=20, help="denoiser calls (default 20)")
     sample.add_argument("--seed", type=int, default=0, help="same seed, same picture (default 0)")
+    sample.add_argument("--layout", help="of a cascade: a sketch that stands in for its coarsest level")
+    sample.add_argument("--layout-strength", type=float, default=0.5, help="0 as it is, 1 anew (default 0.5)")
     sample.add_argument("--columns", type=_positive, help="images per row of the grid")
     sample.add_argument("--bf16", action="store_true", help="mixed precision: faster, slightly different")
     sample.add_argument("--out", default="samples.png", help="the picture to write (default samples.png)")
@@ -330,6 +356,12 @@ def _parser() -> argparse.ArgumentParser:
 
     canvas.add_arguments(commands, _positive)
     _add_editing(commands)
+
+    join = commands.add_parser("join", help="make a cascade of models that were trained as its levels")
+    join.add_argument("levels", nargs="+", help="weights, the coarsest first")
+    join.add_argument("--out", required=True, help="the file to write, .safetensors")
+    join.add_argument("--force", action="store_true", help="overwrite the file")
+    join.set_defaults(run=_join)
 
     export = commands.add_parser("export-web", help="write a model as JSON that runs in a browser")
     export.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")

@@ -3,13 +3,17 @@
 Kalkhof et al., "Frequency-Time Diffusion with Neural Cellular Automata" (arXiv 2401.06291). A cell holds
 C numbers: the noisy image (which it may read and never write), its prediction, and hidden channels. K
 times over, every cell looks at its 3x3 neighbourhood and adds an update to what it holds.
+
+Beyond the paper, some of the channels may be *context* (chapter 9): read-only like the image, they hold what
+each cell is told of what to draw.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -212,11 +216,12 @@ class DiffNCA(nn.Module):
     without waiting for a GPU.
 
     Args:
-        channels: C, numbers per cell: image, prediction, hidden.
+        channels: C, numbers per cell: image, prediction, context, hidden.
         hidden: h, width of the hidden layer.
         steps: K, automaton steps per call; information travels K cells.
         update_probability: chance that a cell updates in a step, in training and in sampling.
         image_channels: channels of the images.
+        context_channels: G, how many of the C are context, see [`given`][]. They change no parameter count.
         encoding: `"reference"` or `"sinusoidal"`, see [`lift`][].
         norm: `"cell"` (local, the default) or `"group"`.
         weight_norm: weight-normalise every convolution.
@@ -229,9 +234,11 @@ class DiffNCA(nn.Module):
     Attributes:
         fast: compute what images share once, and fold conditioning into weights where it is the same for all
             cells ([`nca_lib.fast`][]); equal up to rounding. False for the literal computation.
+        context: (1 or B, G, H, W), what the cells are told, see [`given`][]; None before they are.
 
     Raises:
-        UsageError: too few channels for image, prediction and one hidden; a probability outside (0, 1].
+        UsageError: too few channels for image, prediction, context and one hidden; a probability outside
+            (0, 1]; or, when called, a context that is missing or of another size than the image.
     """
 
     def __init__(
@@ -242,6 +249,7 @@ class DiffNCA(nn.Module):
         *,
         update_probability: float = 0.9,
         image_channels: int = 3,
+        context_channels: int = 0,
         encoding: Encoding = "reference",
         norm: Norm = "cell",
         weight_norm: bool = True,
@@ -251,15 +259,18 @@ class DiffNCA(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        if channels <= 2 * image_channels:
+        taken = 2 * image_channels + context_channels
+        if channels <= taken:
             raise UsageError(
-                f"channels is {channels}; {2 * image_channels} hold image and prediction, "
-                f"so at least {2 * image_channels + 1} are needed"
+                f"channels is {channels}; {taken} hold image, prediction and context, so "
+                f"at least {taken + 1} are needed"
             )
         if not 0 < update_probability <= 1:
             raise UsageError(f"update_probability is {update_probability}; it must lie in (0, 1]")
         self.channels, self.hidden, self.steps = channels, hidden, steps
         self.image_channels = image_channels
+        self.context_channels = context_channels
+        self.context: Tensor | None = None
         self.update_probability, self.checkpointing = update_probability, checkpointing
         self.firing: Noise = TorchNoise()
         self.fast, self.fast_step = True, fast_step
@@ -274,11 +285,46 @@ class DiffNCA(nn.Module):
             position=position,
             zero_init=zero_init,
         )
+        self.cell.writable[:, 2 * image_channels : taken] = 0
+
+    def given(self, context: Tensor) -> Self:
+        """The same automaton, its weights shared, with cells that are told `context`, (1 or B, G, H, W).
+
+        Raises:
+            UsageError: it is not of G channels.
+        """
+        if context.shape[1] != self.context_channels:
+            raise UsageError(
+                f"the context has {context.shape[1]} channels; this model reads {self.context_channels}"
+            )
+        told = copy.copy(self)
+        told.context = context
+        return told
+
+    def reads(self, noisy: Tensor) -> Tensor:
+        """What the cells read and never write, noisy image and context: (B, image channels + G, H, W)."""
+        if not self.context_channels:
+            return noisy
+        if self.context is None:
+            raise UsageError(
+                f"this model reads {self.context_channels} channels of context: denoiser.given(context)"
+            )
+        if self.context.shape[2:] != noisy.shape[2:] or len(self.context) not in (1, len(noisy)):
+            told, images = (f"{len(x)} of {x.shape[3]}x{x.shape[2]}" for x in (self.context, noisy))
+            raise UsageError(f"the context is {told} (width x height) and the images are {images}; the same")
+        return torch.cat([noisy, self.context.to(noisy).expand(len(noisy), -1, -1, -1)], dim=1)
+
+    def placed(self, read: Tensor) -> Tensor:
+        """The state (B, C, H, W) that holds what is read, see [`reads`][], and zeros elsewhere."""
+        batch, _, height, width = read.shape
+        image, context = read.tensor_split([self.image_channels], dim=1)
+        hidden = self.channels - self.image_channels - read.shape[1]
+        zeros = [read.new_zeros(batch, count, height, width) for count in (self.image_channels, hidden)]
+        return torch.cat([image, zeros[0], context, zeros[1]], dim=1)
 
     def seed(self, noisy: Tensor) -> Tensor:
-        """The state before the first step: the noisy image, and zeros. (B, C, H, W)."""
-        batch, _, height, width = noisy.shape
-        return torch.cat([noisy, noisy.new_zeros(batch, self.channels - noisy.shape[1], height, width)], 1)
+        """The state before the first step, (B, C, H, W): image and context, and zeros."""
+        return self.placed(self.reads(noisy))
 
     def rollout(self, state: Tensor, time: Tensor) -> Iterator[Tensor]:
         """Yield the state after each of the K steps, from a given one."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -240,6 +240,28 @@ class Denoiser(nn.Module):
 
     def _output(self, noisy: Tensor, t: Tensor) -> Tensor:
         return self.network(noisy, self.schedule.time(t)).to(noisy.dtype)
+
+    def given(self, context: Tensor) -> Denoiser:
+        """The denoiser that is told `context`, (1 or B, G, H, W), beside every noisy image (chapter 9).
+
+        Weights are shared. It makes images of the context's size.
+
+        Raises:
+            UsageError: the network reads no context, or one of other channels.
+        """
+        network: Any = self.network
+        if not hasattr(network, "given"):
+            raise UsageError(
+                f"a {type(network).__name__} reads no context; an automaton with channels for it does"
+            )
+        return Denoiser(network.given(context), self.schedule, self.target, self.weighting)
+
+    def ready(self, size: tuple[int, int], **settings: Any) -> Denoiser:
+        """The denoiser to call for images of this size: itself, but of a cascade (chapter 9).
+
+        `settings` are those of [`sample`][nca_lib.samplers.sample], which asks.
+        """
+        return self
 
     def compile_step(self, mode: str | None) -> None:
         """Compile what a call repeats, see [`compile_step`][nca_lib.devices.compile_step]."""

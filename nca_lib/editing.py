@@ -90,6 +90,11 @@ class KnownPixels(Constraint):
             known = signal * known + sigma * noise.normal(image, Purpose.START, 1 + address)
         return torch.where(self.mask.to(image.device), known, image)
 
+    def coarser(self, factor: int) -> KnownPixels:
+        """Known is what lies in blocks of known pixels only."""
+        known = ~(reduce((~self.mask).float(), factor) > 0)
+        return KnownPixels(reduce(self.image, factor), known, self.mode, jump=self.jump, repeats=self.repeats)
+
 
 def shaped_canvas(shape: Tensor, fill: float = 1.0, channels: int = 3) -> KnownPixels:
     """A canvas of any shape: pixels outside of it are known, and all `fill` (1 is white).
@@ -144,6 +149,22 @@ class LowResolution(Constraint):
         kept = torch.minimum(up, down).clamp(0, 1)
         return enlarge(low, self.factor) + enlarge(kept, self.factor) * detail
 
+    def coarser(self, factor: int) -> Constraint:
+        """The image itself and what is coarser are known, finer ones are held to it.
+
+        Raises:
+            EditingError: neither of both factors divides the other.
+        """
+        if self.factor > factor and self.factor % factor == 0:
+            return LowResolution(self.image, self.factor // factor)
+        if factor % self.factor:
+            raise EditingError(
+                f"factor is {self.factor}; a level of this cascade is {factor} times coarser than the next, "
+                f"and one must divide the other"
+            )
+        known = reduce(self.image, factor // self.factor)
+        return KnownPixels(known, torch.ones_like(known[:1, :1], dtype=torch.bool), repeats=1)
+
 
 @dataclass(frozen=True)
 class FromImage(Constraint):
@@ -185,6 +206,10 @@ class FromImage(Constraint):
             return start
         signal, sigma = schedule.levels(self.first)
         return signal * self.image.to(start) + sigma * start
+
+    def coarser(self, factor: int) -> FromImage:
+        """From the coarser image, as far back."""
+        return FromImage(reduce(self.image, factor), self.strength, self.timesteps)
 
 
 def inpaint(
@@ -368,6 +393,15 @@ def _check_fits(image: Tensor, start: Tensor, factor: int = 1) -> None:
             f"the image has the shape {tuple(image.shape)}, but the sampler makes {tuple(start.shape)}"
             + (f", {factor} times as large" if factor > 1 else "")
         )
+
+
+def reduce(image: Tensor, factor: int) -> Tensor:
+    """Average blocks of `factor` x `factor` pixels: (B, C, H, W) to (B, C, H / factor, W / factor).
+
+    Sizes are rounded up; last blocks, where the image ends within them, are filled with its last pixels.
+    """
+    missing = [-image.shape[3] % factor, -image.shape[2] % factor]
+    return F.avg_pool2d(F.pad(image, (0, missing[0], 0, missing[1]), mode="replicate"), factor)
 
 
 def _edit(

@@ -129,6 +129,7 @@ class FourierDiffNCA(DiffNCA):
         update_probability: chance that a cell of the image updates; those of the spectrum always do.
         position: tell the cells of the image where they are; those of the spectrum always know theirs.
         image_channels: this and what follows as for [`DiffNCA`][].
+        context_channels: both stages read them, the spectrum its window of theirs.
         encoding: `"reference"` or `"sinusoidal"`.
         norm: `"cell"` or `"group"`.
         weight_norm: weight-normalise every convolution.
@@ -151,6 +152,7 @@ class FourierDiffNCA(DiffNCA):
         spectrum_steps: int | None = None,
         update_probability: float = 0.9,
         image_channels: int = 3,
+        context_channels: int = 0,
         encoding: Encoding = "reference",
         norm: Norm = "cell",
         weight_norm: bool = True,
@@ -165,6 +167,7 @@ class FourierDiffNCA(DiffNCA):
             steps,
             update_probability=update_probability,
             image_channels=image_channels,
+            context_channels=context_channels,
             encoding=encoding,
             norm=norm,
             weight_norm=weight_norm,
@@ -186,12 +189,13 @@ class FourierDiffNCA(DiffNCA):
             padding="zeros",
             zero_init=zero_init,
         )
-        self.spectrum_cell.writable[:, channels : channels + image_channels] = 0  # its imaginary half too
+        # Its imaginary half is read-only where the real one is.
+        self.spectrum_cell.writable = self.cell.writable.repeat(1, 2, 1, 1)
 
     def spectrum_seed(self, noisy: Tensor) -> Tensor:
         """The spectrum before the first step: real parts, then imaginary parts, (B, 2C, rows, n)."""
         self.check_size(*noisy.shape[2:])
-        return self.seed_of_window(spectrum_window(noisy, self.window, self.frequencies))
+        return self.seed_of_window(spectrum_window(self.reads(noisy), self.window, self.frequencies))
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse ([`UsageError`][]) an image that is smaller than `2 * frequencies`."""
@@ -202,10 +206,9 @@ class FourierDiffNCA(DiffNCA):
                 f"{self.frequencies} frequencies needs at least {smallest}x{smallest}"
             )
 
-    def seed_of_window(self, image: Tensor) -> Tensor:
-        """The same from the image's coefficients, (B, image channels, rows, n)."""
-        empty = image.new_zeros(len(image), self.channels - image.shape[1], *image.shape[2:])
-        spectrum = torch.cat([image, empty], dim=1)
+    def seed_of_window(self, read: Tensor) -> Tensor:
+        """The same from the coefficients of what cells read, (B, image channels + G, rows, n)."""
+        spectrum = self.placed(read)
         return torch.cat([spectrum.real, spectrum.imag], dim=1)
 
     def spectrum_rollout(self, spectrum: Tensor, time: Tensor) -> Iterator[Tensor]:
@@ -217,9 +220,15 @@ class FourierDiffNCA(DiffNCA):
             yield spectrum
 
     def initial_state(self, noisy: Tensor, time: Tensor) -> Tensor:
-        """The state that the image stage starts from: the noisy image, and what the spectrum says."""
+        """The state that the image stage starts from: what is read, and what the spectrum says."""
         written = self.written(self.spectrum_seed(noisy), time)
-        return torch.cat([noisy, image_of_window(written, self.window, *noisy.shape[2:])], dim=1)
+        return self.beside(self.reads(noisy), image_of_window(written, self.window, *noisy.shape[2:]))
+
+    def beside(self, read: Tensor, written: Tensor) -> Tensor:
+        """The state (B, C, H, W) of what is read and, in the other channels, of what the spectrum wrote."""
+        image, context = read.tensor_split([self.image_channels], dim=1)
+        prediction, _, hidden = written.tensor_split([self.image_channels, read.shape[1]], dim=1)
+        return torch.cat([image, prediction, context, hidden], dim=1)
 
     def written(self, spectrum: Tensor, time: Tensor) -> Tensor:
         """What the frequency stage tells the image stage: coefficients of all channels but the image's."""

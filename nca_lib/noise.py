@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     START = 0
     SAMPLER = 1
     FIRING = 2
+    CONTEXT = 3
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor | int, Tensor | int]) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 """From noise to image: the reverse process (chapter 2).
 
-A sampler is a generator with one signature:
+A sampler is a generator:
 
     for state in ddim(denoiser, start, steps=50):
         state.image, state.clean_estimate, state.time
@@ -65,6 +65,10 @@ class Constraint:
         """The clean estimate (B, C, H, W) as it should be."""
         return clean
 
+    def coarser(self, factor: int) -> Constraint:
+        """What the same edit asks of the image at a `factor` times coarser scale; nothing."""
+        return Constraint()
+
     def overwrite(self, image: Tensor, schedule: NoiseSchedule, t: int, noise: Noise, address: int) -> Tensor:
         """The image after a step to timestep t (-1: clean) as it should be; `address` is this step's own."""
         return image
@@ -85,7 +89,6 @@ class Sampler(Protocol):
         after: SamplerState | None = None,
     ) -> Iterator[SamplerState]:
         """Yield one state per denoiser call."""
-        ...
 
 
 def timestep_array(timesteps: int, steps: int | None = None) -> list[int]:
@@ -108,9 +111,6 @@ def log_snr_array(schedule: NoiseSchedule, steps: int | None = None) -> list[int
     time. After T-1, where the process begins, come n-1 timesteps (n = `steps`) from T-1 - T/4n to T/2n:
     beyond, where all is noise or almost none, calls are wasted. Where neighbours would share a timestep, the
     later ones move on.
-
-    Raises:
-        UsageError: `steps` is not within 1..T.
     """
     timesteps, last = schedule.timesteps, schedule.timesteps - 1
     steps = len(timestep_array(timesteps, steps)) - 1
@@ -330,8 +330,7 @@ def heun(
 
 
 def _mean_progress(stride: float) -> float:
-    # The mean of a quantity that goes from 0 to 1 evenly over lambda, weighted as the flow weights clean
-    # estimates, by exp(lambda): 1/2 for a short step, towards 1 for a long one.
+    # The mean of what goes from 0 to 1 evenly over lambda, weighted by exp(lambda) as the flow weights it.
     return 1 / -math.expm1(-stride) - 1 / stride
 
 
@@ -355,6 +354,8 @@ def trajectory(
     noise = CounterNoise(seed, first_sample)
     device = next(model.parameters(), torch.empty(0)).device
     empty = torch.empty(count, model.image_channels, *size, device=device)
+    told: dict[str, Any] = {"sampler": sampler, "steps": steps, "constraint": constraint, "firing": firing}
+    model = model.ready(size, count=count, seed=seed, first_sample=first_sample, **told)
     with firing_from(model, firing_masks_of(noise, firing)):
         start = noise.normal(empty, Purpose.START, 0)
         yield from sampler(model, start, steps=steps, noise=noise, constraint=constraint)
@@ -393,9 +394,9 @@ def sample(
         UsageError: `steps` is not within 1..T; or a model that draws no images. TooLargeError: no memory.
     """
     if not isinstance(model, Denoiser):
-        if not hasattr(model, "sample"):
+        draw: Any = getattr(model, "sample", None)
+        if draw is None:
             raise UsageError(f"a {type(model).__name__} draws no images; a denoiser or a VNCA does")
-        draw: Any = model.sample
         return draw(size, count=count, seed=seed, first_sample=first_sample)
     settings: dict[str, Any] = {"steps": steps, "seed": seed, "first_sample": first_sample, "firing": firing}
     way = trajectory(model, size, count=count, sampler=sampler, constraint=constraint, **settings)

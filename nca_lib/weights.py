@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nca_lib.cascade import Cascade
 from nca_lib.diff_nca import DiffNCA
+from nca_lib.diffusion import Denoiser
 from nca_lib.errors import WeightsError
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import write_atomically
@@ -57,6 +59,51 @@ def save(model: nn.Module, path: str | Path, record: Mapping[str, Any]) -> None:
     write_atomically(path.with_suffix(".json"), json.dumps(copy, indent=2).encode() + b"\n")
 
 
+def join(levels: Sequence[str | Path], path: str | Path) -> None:
+    """Write a [`Cascade`][nca_lib.cascade.Cascade] of trained models, the coarsest first, as one file.
+
+    Each but the first must have been trained with `context.factor`. The record is the finest level's, with
+    all levels' under `levels`; steps, images and seconds are sums.
+
+    Raises:
+        WeightsError: no such weights, no levels of one cascade, or another suffix than .safetensors.
+        OutputError: the file cannot be written.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise WeightsError(f"{path} must end in .safetensors")
+    records = [record(level) for level in levels]
+    sums = ("steps", "images_seen", "training_seconds")
+    whole = records[-1] | {key: sum(each[key] or 0 for each in records) for key in sums}
+    whole["experiment"] = whole["experiment"] | {"name": Path(path).stem}
+    model = _cascade(path, records)
+    for place, level in zip(reversed(_places(len(levels))), levels, strict=True):
+        model.load_state_dict({place + key: value for key, value in load(level).state_dict().items()}, False)
+    within = [{key: value for key, value in each.items() if key not in _OF_FILE} for each in records]
+    save(model, path, {key: value for key, value in whole.items() if key != "sha256"} | {"levels": within})
+
+
+_OF_FILE = {"training_seconds", "sha256", "tensors_sha256", "library_version"}
+
+
+def _places(count: int) -> list[str]:
+    """Where the levels of a cascade lie in its state dict, the finest first."""
+    return ["below." * depth for depth in range(count)]
+
+
+def _cascade(name: str | Path, records: Sequence[Mapping[str, Any]]) -> nn.Module:
+    experiments = [Experiment.from_dict(each["experiment"]) for each in records]
+    if len(experiments) < 2:
+        raise WeightsError(f"{name}: a cascade has at least two levels")
+    model, *levels = [experiment.build_model() for experiment in experiments]
+    for experiment, level in zip(experiments[1:], levels, strict=True):
+        if experiment.context.factor is None or not isinstance(level, Denoiser):
+            raise WeightsError(
+                f"{name}: {experiment.name} was not trained with context.factor; it is told nothing"
+            )
+        model = Cascade(model, level, experiment.context.factor)  # type: ignore[arg-type]
+    return model
+
+
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """The sha256 of tensors' names and values, in the order of their names."""
     found = hashlib.sha256()
@@ -81,8 +128,8 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     describes; no payload is executed, nothing is downloaded.
 
     Returns:
-        A [`Denoiser`][nca_lib.diffusion.Denoiser] or a [`GrowingNCA`][nca_lib.automaton.GrowingNCA], in
-        evaluation mode, gradients off.
+        A [`Denoiser`][nca_lib.diffusion.Denoiser] (which a cascade is, too) or a
+        [`GrowingNCA`][nca_lib.automaton.GrowingNCA], in evaluation mode, gradients off.
 
     Raises:
         WeightsError: no such weights, or the file is not the one that its record describes.
@@ -102,8 +149,11 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
         )
     try:
         with _AtMost(max((value.numel() for value in tensors.values()), default=0)):
-            model = Experiment.from_dict(described["experiment"]).build_model()
-    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+            if "levels" in described:
+                model = _cascade(name, described["levels"])
+            else:
+                model = Experiment.from_dict(described["experiment"]).build_model()
+    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as error:
         raise WeightsError(f"{name}: its record describes no model that can be built: {error}") from error
     _check_tensors(name, tensors, model.state_dict())
     model.load_state_dict(tensors)

@@ -133,6 +133,41 @@ def test_show_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert max(map(len, lines)) <= 100
 
 
+def test_levels_are_joined_and_a_sketch_stands_in_for_the_coarsest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = []
+    for name, context in (("layout", {}), ("fine", {"context": {"factor": 4}})):
+        model = {"kind": "diff-nca", "channels": 12, "hidden": 16, "steps": 2, "position": False}
+        model |= {"context_channels": 4} if context else {}
+        experiment = Experiment.from_dict({"name": name, "model": model, **context})
+        paths.append(f"{name}.safetensors")
+        record = {"experiment": experiment.to_dict(), "steps": 1, "images_seen": 1, "seed": 0}
+        weights.save(experiment.build_model(), paths[-1], record)
+    assert main(["join", *paths, "--out", "both.safetensors"]) == 0
+    assert main(["join", *paths, "--out", "both.safetensors"]) == 2
+    Image.new("RGB", (30, 20), "brown").save("sketch.png")
+    sample = ["sample", "both.safetensors", "--size", "40x24", "--steps", "2", "--device", "cpu"]
+    drawn = {}
+    for out, options in {
+        "free.png": [],
+        "laid.png": ["--layout", "sketch.png"],
+        "kept.png": ["--layout", "sketch.png", "--layout-strength", "0"],
+    }.items():
+        assert main([*sample, *options, "--out", out]) == 0
+        drawn[out] = np.asarray(Image.open(out))
+        assert drawn[out].shape == (24, 40, 3)
+    assert len({picture.tobytes() for picture in drawn.values()}) == 3
+    capsys.readouterr()
+    for model, strength, word in (("layout", "0.5", "is no cascade"), ("both", "2", "--layout-strength: 2")):
+        options = ["--layout", "sketch.png", "--layout-strength", strength, "--out", "no.png"]
+        assert main(["sample", f"{model}.safetensors", *options]) == 2
+        assert word in capsys.readouterr().err
+    assert main(["sample", "fine.safetensors", "--out", "no.png"]) == 2
+    assert "reads 4 channels of context" in capsys.readouterr().err
+
+
 def test_models_lists_everything_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     table = capsys.readouterr().out

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import nca_lib
 from nca_lib import weights
+from nca_lib.cascade import cascade_of
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.experiments.settings import Experiment
 from nca_lib.weights import WeightsError, from_reference
@@ -199,6 +200,62 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         weights.load("nonsense")
     assert weights.names()
     assert all(name in str(caught.value) for name in weights.names())
+
+
+def level(name: str, folder: Path, **settings: object) -> Path:
+    """Weights of an untrained level of a cascade."""
+    torch.manual_seed(len(name))
+    model = {"kind": "diff-nca", "channels": 12, "hidden": 16, "steps": 2, "position": False}
+    model |= {"context_channels": 4} if settings else {}
+    experiment = Experiment.from_dict({"name": name, "model": model, **settings})
+    path = folder / f"{name}.safetensors"
+    record = {
+        "experiment": experiment.to_dict(),
+        "seed": 3,
+        "steps": 5,
+        "images_seen": 80,
+        "training_seconds": 9,
+    }
+    weights.save(experiment.build_model(), path, record)
+    return path
+
+
+def test_joined_levels_load_as_the_cascade_of_them(tmp_path: Path) -> None:
+    levels = [level("layout", tmp_path), level("half", tmp_path, context={"factor": 4})]
+    levels.append(level("full-scale", tmp_path, context={"factor": 2}))
+    weights.join(levels, tmp_path / "joined.safetensors")
+    joined, record = (
+        weights.load(tmp_path / "joined.safetensors"),
+        weights.record(tmp_path / "joined.safetensors"),
+    )
+    by_hand = cascade_of([(s, weights.load(p)) for s, p in zip((8, 2, 1), levels, strict=True)])  # type: ignore[misc]
+    images = [nca_lib.sample(model, (32, 40), steps=2) for model in (joined, by_hand)]
+    assert torch.equal(*images)
+    assert record["parameters"] == sum(weights.record(path)["parameters"] for path in levels)
+    assert (record["steps"], record["images_seen"], record["training_seconds"]) == (15, 240, 27)
+    assert [each["experiment"]["name"] for each in record["levels"]] == ["layout", "half", "full-scale"]
+    assert record["experiment"]["name"] == "joined"
+
+
+def test_what_is_no_cascade_is_not_joined(tmp_path: Path) -> None:
+    levels = [level("layout", tmp_path), level("other", tmp_path)]
+    with pytest.raises(WeightsError, match=r"other was not trained with context.factor"):
+        weights.join(levels, tmp_path / "joined.safetensors")
+    with pytest.raises(WeightsError, match="at least two levels"):
+        weights.join(levels[:1], tmp_path / "joined.safetensors")
+    with pytest.raises(WeightsError, match="must end in"):
+        weights.join(levels, tmp_path / "joined.toml")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_joined_file_whose_record_misses_a_level_is_refused(tmp_path: Path) -> None:
+    levels = [level("layout", tmp_path), level("half", tmp_path, context={"factor": 4})]
+    weights.join(levels, path := tmp_path / "joined.safetensors")
+    model, record = weights.load(path), weights.record(path)
+    for broken in ([], record["levels"][:1], [{}, {}], record["levels"][::-1]):
+        weights.save(model, path, record | {"levels": broken})
+        with pytest.raises(WeightsError):
+            weights.load(path)
 
 
 @pytest.mark.parametrize("name", weights.names())

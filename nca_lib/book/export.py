@@ -98,6 +98,10 @@ def _diffusion(model: Denoiser, steps: int) -> dict[str, Any]:
             "position=true does not run in the browser: the rule would differ from cell to cell; "
             "train with position=false"
         )
+    if network.context_channels:
+        raise ExportError(
+            "context_channels > 0 does not run in the browser; a model that is told nothing does"
+        )
     if not isinstance(cell.norm, CellNorm):
         raise ExportError('norm="group" does not run in the browser; norm="cell" does')
     height, width = DIFFUSION_SIZE

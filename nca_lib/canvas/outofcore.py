@@ -222,6 +222,10 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
     network = local_network(model)
     if isinstance(network, FourierDiffNCA):
         raise CanvasError("a FourierDiffNCA hears its whole canvas at each call; it samples in memory only")
+    if network.context_channels:
+        raise CanvasError(
+            "a model with context samples in memory only, tile by tile: python -m nca_lib sample"
+        )
     timestep_array(cast(Denoiser, model).schedule.timesteps, plan.steps)  # refuses as the samplers do
     names = ["image", "clean"] if plan.sampler == "dpm_solver" else ["image"]
     shape = (2, network.image_channels, plan.height, plan.width)

@@ -14,7 +14,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,10 @@ class Tiles(nn.Module):
         """Channels of the images."""
         return self.network.image_channels
 
+    def given(self, context: Tensor) -> Self:
+        """The same for an automaton that is told `context`."""
+        return type(self)(self.network.given(context), self.tile, self.wrap)
+
     def compile_step(self, mode: str | None) -> None:
         """Compile the automaton's step."""
         self.network.compile_step(mode)
@@ -140,12 +144,13 @@ class Tiles(nn.Module):
         size = (noisy.shape[2], noisy.shape[3])
         self.network.check_size(*size)
         time = self.network.shared(time)
-        written = self._written(noisy, time)
+        read = self.network.reads(noisy)
+        written = self._written(read, time)
         output = torch.zeros_like(noisy)
         for rows, columns in self.tiles(size):
             y, x = rows.cells(size[0], noisy), columns.cells(size[1], noisy)
             with self.firing_at(rows.start, columns.start, size):
-                state = window_state(self.network, noisy[:, :, y][..., x], written, y, x, size)
+                state = window_state(self.network, read[:, :, y][..., x], written, y, x, size)
                 predicted = self.network.image_stage(state, time)
             output[:, :, rows.own, columns.own] = predicted[:, :, rows.inner, columns.inner]
         return output
@@ -156,36 +161,36 @@ class Tiles(nn.Module):
             return contextlib.nullcontext()
         return firing_from(self.network, self.network.firing.at(y, x, size if self.wrap else None))
 
-    def _written(self, noisy: Tensor, time: Tensor) -> Tensor | None:
-        network, size = self.network, (noisy.shape[2], noisy.shape[3])
+    def _written(self, read: Tensor, time: Tensor) -> Tensor | None:
+        network, size = self.network, (read.shape[2], read.shape[3])
         if not isinstance(network, FourierDiffNCA):
             return None
-        total = torch.zeros((), dtype=torch.complex128, device=noisy.device)
+        total = torch.zeros((), dtype=torch.complex128, device=read.device)
         for rows, columns in self.tiles(size):
-            y = torch.arange(rows.first, rows.last, device=noisy.device)
-            x = torch.arange(columns.first, columns.last, device=noisy.device)
-            part = noisy[:, :, rows.own, columns.own]
+            y = torch.arange(rows.first, rows.last, device=read.device)
+            x = torch.arange(columns.first, columns.last, device=read.device)
+            part = read[:, :, rows.own, columns.own]
             total = total + window_sums(part, y, x, size, network.window, network.frequencies)
         return network.written(network.seed_of_window(total.to(torch.complex64)), time)
 
 
 def window_state(
-    network: DiffNCA, noisy: Tensor, written: Tensor | None, y: Tensor, x: Tensor, size: tuple[int, int]
+    network: DiffNCA, read: Tensor, written: Tensor | None, y: Tensor, x: Tensor, size: tuple[int, int]
 ) -> Tensor:
     """The state that the image stage starts from, in a window: (B, C, h, w).
 
     Args:
         network: the automaton.
-        noisy: (B, image channels, h, w), the window of the noisy image.
+        read: (B, image channels + G, h, w), the window of what the cells read and never write.
         written: what a FourierDiffNCA's frequency stage wrote; None for a DiffNCA.
         y: (h,), the window's rows on the canvas.
         x: (w,), its columns.
         size: height and width of the canvas.
     """
     if written is None:
-        return network.seed(noisy)
+        return network.placed(read)
     assert isinstance(network, FourierDiffNCA)
-    return torch.cat([noisy, part_of_window(written, y, x, size, network.window)], dim=1)
+    return network.beside(read, part_of_window(written, y, x, size, network.window))
 
 
 class TiledDenoiser(Denoiser):
@@ -208,6 +213,12 @@ class TiledDenoiser(Denoiser):
     def __init__(self, model: Denoiser, tile: int = 256, wrap: bool = False):
         network = Tiles(local_network(model), tile, wrap)
         super().__init__(network, model.schedule, model.target, model.weighting)
+        self.model = model
+
+    def ready(self, size: tuple[int, int], **settings: Any) -> Denoiser:
+        """The same for what the model asks for first, see [`Cascade`][nca_lib.cascade.Cascade]."""
+        assert isinstance(self.network, Tiles)
+        return TiledDenoiser(self.model.ready(size, **settings), self.network.tile, self.network.wrap)
 
 
 class _Region(Tiles):
@@ -253,6 +264,8 @@ def sample_region(
     network = local_network(model)
     if isinstance(network, FourierDiffNCA):
         raise CanvasError("a FourierDiffNCA hears its whole canvas; an endless one has no spectrum")
+    if network.context_channels:
+        raise CanvasError("a model with context draws what it is told of; an endless canvas has no context")
     if min(height, width) < 1:
         raise CanvasError(f"the window is {width}x{height}; at least 1x1")
     reach = network.steps * steps

@@ -26,10 +26,13 @@ class Tissue:
         size: height and width of the crops, pixels.
         downscale: reduce the photograph by this factor first (area average).
         split: `"train"` or `"test"` (crops within the held-out blocks).
+        offsets: take crops at any pixel of the photograph and reduce them then: downscale^2 times as many.
+        test_size: height and width of held-out crops, where those of training would not fit; None for `size`.
 
     Attributes:
         photo: the whole photograph, (3, 512 / downscale, 512 / downscale) in [-1, 1].
-        allowed: where the split's crops may have their first pixel, (height - size + 1, width - size + 1).
+        allowed: where the split's crops may have their first pixel, in the photograph or, with `offsets`, in
+            the one that is not reduced.
 
     Raises:
         DataError: no crop fits into the split.
@@ -39,13 +42,25 @@ class Tissue:
     held_out = ((0, 3), (1, 0), (2, 0), (3, 1))  # row and column of each block
     guard = 8
 
-    def __init__(self, size: int = 64, downscale: int = 1, split: Split = "train"):
+    def __init__(
+        self,
+        size: int = 64,
+        downscale: int = 1,
+        split: Split = "train",
+        *,
+        offsets: bool = False,
+        test_size: int | None = None,
+    ):
         with extra("data"):
             from skimage.data import immunohistochemistry
 
-        self.photo, self.size = F.avg_pool2d(to_float(immunohistochemistry()), downscale), size
+        size = test_size if test_size and split == "test" else size
+        whole = to_float(immunohistochemistry())
+        self.photo, self.size = F.avg_pool2d(whole, downscale), size
+        self.source, self.reduction = (whole, downscale) if offsets else (self.photo, 1)
+        self.extent = size * self.reduction  # of a crop in what it is cut from
         if size <= self.photo.shape[1]:
-            self.allowed = self._allowed(math.ceil(self.guard / downscale), split)
+            self.allowed = self._allowed(math.ceil(self.guard * self.reduction / downscale), split)
         if size > self.photo.shape[1] or not self.allowed.any():
             raise DataError(
                 f"size is {size}, which does not fit into the {split} part of the tissue: its blocks are "
@@ -56,12 +71,12 @@ class Tissue:
     def _allowed(self, guard: int, split: Split) -> Tensor:
         blocks = torch.zeros(1, 4, 4)
         blocks[0, [row for row, _ in self.held_out], [column for _, column in self.held_out]] = 1
-        held = F.interpolate(blocks[None], self.photo.shape[1:])[0]
+        held = F.interpolate(blocks[None], self.source.shape[1:])[0]
         if split == "test":
             forbidden = 1 - held
         else:
             forbidden = F.max_pool2d(held, 2 * guard + 1, stride=1, padding=guard)
-        return F.max_pool2d(forbidden, self.size, stride=1)[0] == 0
+        return F.max_pool2d(forbidden, self.extent, stride=1)[0] == 0
 
     def __len__(self) -> int:
         """1,024 crops count as one pass."""
@@ -70,7 +85,8 @@ class Tissue:
     def image(self, index: int, rng: np.random.Generator) -> Tensor:
         """A random crop in one of the eight orientations; `index` plays no part."""
         top, left = self.corners[rng.integers(len(self.corners))]
-        return turned(self.photo[:, top : top + self.size, left : left + self.size], rng, 8)
+        crop = self.source[:, top : top + self.extent, left : left + self.extent]
+        return turned(F.avg_pool2d(crop, self.reduction) if self.reduction > 1 else crop, rng, 8)
 
     def fingerprint(self) -> str:
         """Hash of the pixels and of where crops are taken."""

@@ -17,6 +17,7 @@ from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images
 from nca_lib.data.slides import Slides
 from nca_lib.data.tissue import Tissue
+from nca_lib.data.told import DigitsByClass, FacesByAttributes
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import MLP
 from nca_lib.fourier import FourierDiffNCA
@@ -37,6 +38,8 @@ DATASETS: dict[str, type[Images]] = {
     "bcss": BCSS,
     "folder": Folder,
     "slides": Slides,
+    "digits-by-class": DigitsByClass,
+    "faces-by-attributes": FacesByAttributes,
 }
 KINDS: dict[str, dict[str, type]] = {"model": {**MODELS}, "data": {**DATASETS}}
 

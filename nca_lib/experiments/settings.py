@@ -71,6 +71,22 @@ class Diffusion:
 
 
 @dataclass(frozen=True, kw_only=True, config=CHECKED)
+class Context:
+    """What a denoiser with context channels is told besides what the data set says of an image."""
+
+    factor: Annotated[int | None, Field(ge=2), Unset] = Field(
+        default=None,
+        description="the image, so many times coarser (4 channels): a level of a cascade (chapter 9)",
+    )
+    noise: float = Field(
+        default=0.4, ge=0, lt=1, description="most noise in what the coarser level says, in training"
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, le=1, description="chance that an image is told nothing, for guidance: zeros"
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class Growing:
     """What a growing automaton is trained for; unused by other models."""
 
@@ -173,7 +189,12 @@ class Training:
         return self
 
 
-SECTIONS: dict[str, Any] = {"diffusion": Diffusion, "growing": Growing, "training": Training}
+SECTIONS: dict[str, Any] = {
+    "diffusion": Diffusion,
+    "context": Context,
+    "growing": Growing,
+    "training": Training,
+}
 
 # A model's and a data set's plain numbers are counts and probabilities. Others say their range themselves.
 RANGES: dict[Any, Any] = {
@@ -189,6 +210,8 @@ def _table_of(kind: str, build: type) -> Any:
     keys: dict[str, Any] = {"kind": Literal[kind]}
     for name, parameter in arguments(build).items():
         hint = RANGES.get(hints[name], hints[name])
+        if hints[name] is int and parameter.default == 0:
+            hint = Annotated[int, Field(ge=0)]
         keys[name] = Required[hint] if parameter.default is parameter.empty else hint
     return with_config(CHECKED)(TypedDict(kind, keys, total=False))  # type: ignore[operator]
 
@@ -227,6 +250,7 @@ class Experiment:
         description="kind (a key of `DATASETS`) and the arguments of that class; unused by growing automata",
     )
     diffusion: Annotated[Diffusion, _section("diffusion")] = Diffusion()
+    context: Annotated[Context, _section("context")] = Context()
     growing: Annotated[Growing, _section("growing")] = Growing()
     training: Annotated[Training, _section("training")] = Training()
 

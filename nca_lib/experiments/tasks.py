@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader
 
 from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA
+from nca_lib.cascade import coarse_context
 from nca_lib.data.images import Stream
 from nca_lib.devices import compile_step
 from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.editing import reduce
 from nca_lib.errors import DataError, ExperimentError
 from nca_lib.experiments.checkpoints import outlive_signals
 from nca_lib.experiments.growing import GrowingTask
@@ -112,7 +114,7 @@ class _ImageTask:
 
     def __init__(self, experiment: Experiment, device: torch.device):
         self.data, self.held_out = experiment.build_data("train"), experiment.build_data("test")
-        self.training, self.device = experiment.training, device
+        self.training, self.context, self.device = experiment.training, experiment.context, device
         self.fingerprint = self.data.fingerprint()
         self.parts = parts(experiment.training)
         self.part = self.parts[0]
@@ -185,33 +187,58 @@ class DiffusionTask(_ImageTask):
 
     def loss(self) -> Tensor:
         """MSE + L1 at random timesteps, against the truth or the teacher."""
-        clean, noise = self._next(), PartNoise(self.part)
+        images, noise = self._next(), PartNoise(self.part)
+        clean, told = images[:, : self.data.channels], self._context(images, self.part)
         # One timestep from each of B equal strata: uniform like independent draws, with less variance
         # (Kingma et al. 2021, appendix I.1).
         count = len(clean) * self.part.count
         strata = torch.arange(count, device=self.device) + torch.rand(1, device=self.device)
         t = self.part.of((strata / count * self.model.schedule.timesteps).long())
         drawn = noise.normal(clean, Purpose.SAMPLER, 0)
-        with firing_from(self.model, noise), firing_from(self.teacher or self.model, noise):
-            return self.model.loss(clean, t, drawn, self.teacher)
+        model, teacher = _told(self.model, told), self.teacher and _told(self.teacher, told)
+        with firing_from(model, noise), firing_from(teacher or model, noise):
+            return model.loss(clean, t, drawn, teacher)
+
+    def _context(self, images: Tensor, part: Part) -> Tensor | None:
+        """What cells are told of images: what the data set says behind their channels, a coarser scale."""
+        clean, told = images.tensor_split([self.data.channels], dim=1)
+        count, options = len(images) * part.count, self.context
+        if options.factor:
+            level = part.of(torch.rand(count, 1, 1, 1, device=self.device)) * options.noise
+            coarse = reduce(clean, options.factor)
+            drawn = PartNoise(part).normal(coarse, Purpose.CONTEXT, 0)
+            size = (clean.shape[2], clean.shape[3])
+            told = torch.cat([told, coarse_context(coarse, options.factor, size, level, drawn)], dim=1)
+        if options.dropout:
+            told = told * (part.of(torch.rand(count, 1, 1, 1, device=self.device)) >= options.dropout)
+        return told if told.shape[1] else None
 
     def evaluate(self, model: nn.Module) -> float:
         """Mean loss on 64 held-out images, each at eight timesteps, always with the same noise."""
         assert isinstance(model, Denoiser)
-        clean = self._held_out_images()
+        images = self._held_out_images()
+        clean = images[:, : self.data.channels]
         total = 0.0
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(0)
+            model = _told(model, self._context(images.to(self.device), Part()))
             for part in range(8):
                 t = (torch.arange(64) * 8 + part) * model.schedule.timesteps // 512
                 total += float(model.loss(clean.to(self.device), t, torch.randn_like(clean).to(self.device)))
         return total / 8
 
     def preview(self, model: nn.Module) -> Tensor:
-        """Eight samples by 25 DDIM steps, always from the same noise."""
+        """Eight samples by 25 DDIM steps, always from the same noise, told of held-out images if of any."""
         assert isinstance(model, Denoiser)
-        size = (self.data.size, self.data.size)
-        return sample(model, size, count=8, steps=25) / 2 + 0.5
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            told = self._context(self._held_out_images()[:8].to(self.device), Part())
+        size = (self.data.size, self.data.size) if told is None else (told.shape[2], told.shape[3])
+        return sample(_told(model, told), size, count=8, steps=25) / 2 + 0.5
+
+
+def _told(model: Denoiser, context: Tensor | None) -> Denoiser:
+    return model if context is None else model.given(context)
 
 
 def _teacher(experiment: Experiment) -> Denoiser:

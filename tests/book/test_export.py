@@ -284,6 +284,7 @@ def test_exporting_leaves_the_model_as_it_was() -> None:
         (GrowingNCA(perception="learned"), "perception"),
         (untrained(position=True), "position"),
         (untrained(norm="group"), "norm"),
+        (untrained(context_channels=3), "context_channels"),
         (Denoiser(FourierDiffNCA(12, 16, 2), noise_schedule()), "FourierDiffNCA"),
         (nn.Linear(2, 2), "Linear"),
     ],

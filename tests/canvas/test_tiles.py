@@ -198,5 +198,7 @@ def test_far_from_its_borders_a_canvas_is_the_plane():
 def test_an_endless_image_needs_a_local_model_and_a_window():
     with pytest.raises(CanvasError, match="FourierDiffNCA"):
         sample_region(denoiser(FourierDiffNCA, frequencies=4), 0, 0, 8, 8)
+    with pytest.raises(CanvasError, match="an endless canvas has no context"):
+        sample_region(denoiser(context_channels=2), 0, 0, 8, 8)
     with pytest.raises(CanvasError, match="at least 1x1"):
         sample_region(denoiser(), 0, 0, 0, 8)

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 from skimage.data import immunohistochemistry
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from nca_lib.data.digits import Digits
 from nca_lib.data.folder import Folder, _Pictures, _read, _to_float
@@ -73,6 +74,28 @@ def test_every_tissue_crop_is_found_where_its_split_allows_it() -> None:
         for seed in range(5):
             crop = data.image(0, rng(seed))
             assert any(_occurs(turned, data.photo, windows) for turned in _symmetries(crop))
+
+
+def test_crops_at_any_offset_are_reduced_pieces_of_the_photograph_and_keep_to_their_split() -> None:
+    held, train = (Tissue(24, 8, split, offsets=True, test_size=16) for split in ("test", "train"))
+    assert (held.size, train.size) == (16, 24)
+    assert len(train.corners) > 50 * len(Tissue(24, 8).corners)
+    assert any(top % 8 for top, _ in held.corners)
+    photo = Tissue().photo
+    pieces = [avg_pool2d(photo[:, y : y + 128, x : x + 128], 8) for y, x in held.corners]
+    crop = held.image(0, rng())
+    ways = [torch.rot90(way, turn, (1, 2)) for turn in range(4) for way in (crop, crop.flip(2))]
+    assert any(torch.allclose(way, piece) for way in ways for piece in pieces)
+    blocks = {
+        (y // 128, x // 128)
+        for top, left in held.corners
+        for y in (top, top + 127)
+        for x in (left, left + 127)
+    }
+    assert blocks == set(Tissue.held_out)
+    for top, left in train.corners[::97]:
+        rows, columns = (range((first - 8) // 128, (first + 199) // 128 + 1) for first in (top, left))
+        assert not blocks & {(row, column) for row in rows for column in columns}
 
 
 def test_both_parts_of_the_tissue_show_the_same() -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_training import diffusing, growing
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
 
+from nca_lib.data.faces import GLASSES, HAIR_COLOURS, SKINS, Faces
+from nca_lib.data.told import DigitsByClass, FacesByAttributes, attribute_planes
+from nca_lib.errors import DataError
 from nca_lib.experiments import growing as growing_module
 from nca_lib.experiments.growing import GrowingTask
+from nca_lib.experiments.parallel import Part
 from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.tasks import DiffusionTask, task_of
 
@@ -22,7 +28,26 @@ def vnca() -> Experiment:
     return Experiment.from_dict({"name": "tiny", "model": model, "data": {"kind": "digits", "size": 8}})
 
 
-@pytest.mark.parametrize("experiment", [diffusing(), growing("grow"), vnca()], ids=["nca", "growing", "vnca"])
+def told(model: dict[str, Any], **options: Any) -> Experiment:
+    """A level of a cascade, or a model of digits that is told their class."""
+    plain = diffusing().to_dict()
+    model = plain["model"] | {"channels": 24, "context_channels": 4} | model
+    return Experiment.from_dict(plain | options | {"model": model})
+
+
+LEVEL = told({}, context={"factor": 4})
+BY_CLASS = told(
+    {"image_channels": 1, "context_channels": 10},
+    data={"kind": "digits-by-class", "size": 8},
+    context={"dropout": 0.25},
+)
+
+
+@pytest.mark.parametrize(
+    "experiment",
+    [diffusing(), growing("grow"), vnca(), LEVEL, BY_CLASS],
+    ids=["nca", "growing", "vnca", "level", "by-class"],
+)
 def test_evaluations_and_previews_repeat_and_leave_the_random_state_alone(experiment: Experiment) -> None:
     torch.manual_seed(0)
     task = task_of(experiment, CPU)
@@ -116,3 +141,64 @@ def test_growing_rolls_out_for_as_long_as_told_and_previews_twice_as_long(
     assert set(lengths) == {3, 4, 5}
     task.evaluate(task.model), task.preview(task.model)
     assert lengths[-2:] == [5, 10]
+
+
+def test_a_level_is_told_its_image_at_a_coarser_scale_and_how_much_noise_is_in_that() -> None:
+    task = DiffusionTask(LEVEL, CPU)
+    torch.manual_seed(0)
+    clean = torch.randn(500, 3, 8, 8)
+    told = task._context(clean, Part())
+    assert told is not None
+    amount = told[:, 3]
+    assert torch.equal(amount, amount[:, :1, :1].expand(-1, 8, 8))
+    assert 0 <= amount.min() < 0.01 < 0.39 < amount.max() < 0.4
+    coarse = interpolate(avg_pool2d(clean, 4), scale_factor=4, mode="bilinear")
+    off = told[:, :3] - (1 - amount[:, None] ** 2).sqrt() * coarse
+    nearest = off[:, :, 0, 0] / amount[:, :1, 0]  # a corner's pixel is its block's value
+    assert nearest.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_parts_of_a_batch_are_told_what_the_whole_batch_is() -> None:
+    task, images = DiffusionTask(LEVEL, CPU), torch.randn(6, 3, 8, 8)
+    torch.manual_seed(0)
+    whole = task._context(images, Part())
+    parts = []
+    for index in range(2):
+        torch.manual_seed(0)
+        parts.append(task._context(images[3 * index : 3 * index + 3], Part(index, 2)))
+    assert torch.equal(torch.cat(parts), whole)  # type: ignore[arg-type]
+
+
+def test_digits_are_told_their_class_but_one_in_four_is_told_nothing() -> None:
+    task = DiffusionTask(BY_CLASS, CPU)
+    data = task.data
+    assert isinstance(data, DigitsByClass)
+    images = torch.stack([data.image(i, np.random.default_rng(0)) for i in range(400)])
+    assert torch.equal(images[:, :1], data.images[:400])
+    torch.manual_seed(0)
+    told = task._context(images, Part())
+    assert told is not None
+    classes = told[:, :, 3, 5]
+    assert torch.equal(told, classes[:, :, None, None].expand_as(told))
+    left = classes.sum(1) > 0
+    assert left.float().mean().item() == pytest.approx(0.75, abs=0.06)
+    assert torch.equal(classes[left].argmax(1), data.labels[:400][left])
+
+
+def test_portraits_are_told_their_attributes() -> None:
+    data, plain = FacesByAttributes(8), Faces(8)
+    for index in range(6):
+        image, face = data.image(index, np.random.default_rng(0)), plain.attributes(index)
+        assert torch.equal(image[:3], plain.image(index, np.random.default_rng(0)))
+        asked = {"hair_colour": face.hair_colour, "skin": face.skin, "glasses": face.glasses}
+        assert torch.equal(image[3:], attribute_planes((8, 8), **asked)[0])
+        assert image[3:, 0, 0].nonzero().flatten().tolist() == [
+            tuple(HAIR_COLOURS).index(face.hair_colour),
+            8 + tuple(SKINS).index(face.skin),
+            15 + GLASSES.index(face.glasses),
+        ]
+    with pytest.raises(
+        DataError, match="glasses = 'blue' is no attribute of a portrait; known are none, round"
+    ):
+        attribute_planes((8, 8), glasses="blue")
+    assert attribute_planes((8, 8)).sum() == 0

@@ -1,0 +1,76 @@
+"""Images with what they show: planes of 0 and 1 behind their channels, context for cells (chapter 9).
+
+A plane is the same at every cell, so that each knows what the image is to be without hearing from others.
+Training hands what lies behind an image's `channels` to the model as its context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nca_lib.data.digits import Digits
+from nca_lib.data.faces import GLASSES, HAIR_COLOURS, SKINS, Faces
+from nca_lib.errors import DataError
+
+ATTRIBUTES = {"hair_colour": tuple(HAIR_COLOURS), "skin": tuple(SKINS), "glasses": GLASSES}
+
+
+def planes(indicators: Tensor, size: tuple[int, int]) -> Tensor:
+    """Spread indicators (B, G) over an image: (B, G, height, width)."""
+    return indicators[:, :, None, None].expand(-1, -1, *size)
+
+
+def class_planes(digits: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """The context that asks for one digit each: (B, 10, height, width)."""
+    return planes(torch.eye(10)[list(digits)], size)
+
+
+def attribute_planes(size: tuple[int, int], **asked: str) -> Tensor:
+    """The context that asks for a portrait's attributes: (1, 18, height, width).
+
+    Args:
+        size: height and width.
+        asked: of `ATTRIBUTES` some or all, `hair_colour="ginger"`; what is not asked for is zeros.
+
+    Raises:
+        DataError: an attribute or its value is unknown.
+    """
+    for name, value in asked.items():
+        if value not in ATTRIBUTES.get(name, ()):
+            known = ", ".join(ATTRIBUTES.get(name, ATTRIBUTES))
+            raise DataError(f"{name} = {value!r} is no attribute of a portrait; known are {known}")
+    found = [asked.get(name) == value for name, values in ATTRIBUTES.items() for value in values]
+    return planes(torch.tensor([found]).float(), size)
+
+
+class DigitsByClass(Digits):
+    """Handwritten digits, each with its class as ten planes: an image is (1 + 10, size, size).
+
+    Args:
+        size: as for [`Digits`][nca_lib.data.digits.Digits].
+        split: `"train"` or `"test"`, likewise.
+    """
+
+    def image(self, index: int, rng: np.random.Generator) -> Tensor:
+        """Digit `index` and its class, (11, size, size)."""
+        digit = super().image(index, rng)
+        return torch.cat([digit, class_planes([int(self.labels[index])], (self.size, self.size))[0]])
+
+
+class FacesByAttributes(Faces):
+    """Drawn portraits, each with hair colour, skin and glasses as planes: an image is (3 + 18, size, size).
+
+    Args:
+        size: height and width, pixels.
+        split: `"train"` or `"test"`; the two never share a face.
+    """
+
+    def image(self, index: int, rng: np.random.Generator) -> Tensor:
+        """Face `index` and its attributes, (21, size, size)."""
+        shown = {name: str(getattr(self.attributes(index), name)) for name in ATTRIBUTES}
+        told = attribute_planes((self.size, self.size), **shown)
+        return torch.cat([super().image(index, rng), told[0]])
