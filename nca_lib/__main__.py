@@ -117,15 +117,11 @@ def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 def _draw(
     arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int], device: torch.device
 ) -> torch.Tensor:
-    from nca_lib.devices import compile_step, computes_bf16, worth_compiling
+    from nca_lib.devices import compile_step, compiler_failed, computes_bf16, worth_compiling
     from nca_lib.samplers import sample
 
-    if isinstance(model, Denoiser):
-        calls = arguments.steps or model.schedule.timesteps
-        if worth_compiling(arguments.count * size[0] * size[1] * calls):
-            compile_step(model, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
-        try:
+    def draw(model: nn.Module) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
             return sample(
                 model,
                 size,
@@ -134,12 +130,23 @@ def _draw(
                 steps=arguments.steps,
                 seed=arguments.seed,
             )
-        except RuntimeError as error:
-            if "shape" not in str(error):
-                raise
+
+    if isinstance(model, Denoiser):
+        calls = arguments.steps or model.schedule.timesteps
+        if worth_compiling(arguments.count * size[0] * size[1] * calls):
+            compile_step(model, device)
+    try:
+        return draw(model)
+    except Exception as error:
+        if said := compiler_failed(error):
+            print(f"going on uncompiled: {said}")
+        elif isinstance(error, RuntimeError) and "shape" in str(error):
             raise UsageError(
                 f"--size: {arguments.model} cannot make {size[1]}x{size[0]} images: {error}"
             ) from error
+        else:
+            raise
+    return draw(weights.load(arguments.model, device))
 
 
 def _inpaint(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
