@@ -160,10 +160,20 @@ def _join(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
 def _draw(
     arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int], device: torch.device
 ) -> torch.Tensor:
-    from nca_lib.devices import compile_step, computes_bf16, worth_compiling
+    from nca_lib.devices import compile_step, compiler_failed, computes_bf16, worth_compiling
     from nca_lib.samplers import sample, trajectory
 
     calls, sampler = arguments.steps, SAMPLERS[arguments.sampler]
+
+    def draw(model: nn.Module) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
+            if not isinstance(model, Denoiser):
+                return sample(model, size, count=arguments.count, seed=arguments.seed)
+            way = trajectory(
+                model, size, count=arguments.count, sampler=sampler, steps=calls, seed=arguments.seed
+            )
+            return deque(tqdm(way, total=calls, unit="call"), maxlen=1).pop().image
+
     if isinstance(model, Denoiser):
         many = arguments.count * size[0] * size[1] * calls
         print(f"{arguments.model}: {calls} denoiser calls by {arguments.sampler}", file=sys.stderr)
@@ -172,20 +182,18 @@ def _draw(
             compile_step(model, device)
     if isinstance(model, Cascade) and size[0] * size[1] > 1024**2:
         model = TiledDenoiser(model, tile=512)  # equal bit for bit, in less memory
-    with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
-        try:
-            if not isinstance(model, Denoiser):
-                return sample(model, size, count=arguments.count, seed=arguments.seed)
-            way = trajectory(
-                model, size, count=arguments.count, sampler=sampler, steps=calls, seed=arguments.seed
-            )
-            return deque(tqdm(way, total=calls, unit="call"), maxlen=1).pop().image
-        except RuntimeError as error:
-            if "shape" not in str(error):
-                raise
+    try:
+        return draw(model)
+    except Exception as error:
+        if said := compiler_failed(error):
+            print(f"going on uncompiled: {said}")
+        elif isinstance(error, RuntimeError) and "shape" in str(error):
             raise UsageError(
                 f"--size: {arguments.model} cannot make {size[1]}x{size[0]} images: {error}"
             ) from error
+        else:
+            raise
+    return draw(weights.load(arguments.model, device))
 
 
 def _inpaint(arguments: argparse.Namespace, extra: Sequence[str]) -> None:

@@ -5,11 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._inductor.exc import InductorError
 
 from nca_lib import weights
 from nca_lib.__main__ import main
@@ -318,6 +320,26 @@ def test_a_strangers_record_opens_no_folder_and_downloads_nothing(
     assert main(["evaluate", "stranger.safetensors", "--device", "cpu", "--data.root", "mine"]) == 2
     assert "mine" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_where_compiling_fails_sampling_goes_on_uncompiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(model: Any, device: Any) -> None:
+        def fail(*args: Any) -> None:
+            raise InductorError(OSError("/tmp/cache/x.so: file too short"), None)
+
+        model.register_forward_pre_hook(fail)
+
+    monkeypatch.setattr("nca_lib.devices.worth_compiling", lambda pixels: True)
+    monkeypatch.setattr("nca_lib.devices.compile_step", broken)
+    out = tmp_path / "x.png"
+    command = ["sample", "digits-mlp", "--size", "8x8", "--steps", "2", "--device", "cpu", "--out", str(out)]
+    assert main(command) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("going on uncompiled: compiling failed")
+    assert len(said) == 2
+    assert out.is_file()
 
 
 def test_memory_that_ends_is_one_line(

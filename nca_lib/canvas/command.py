@@ -73,8 +73,7 @@ def _canvas(arguments: argparse.Namespace, extra: list[str]) -> None:
         raise CanvasError(f"--out: the folder {out.parent} does not exist")
     if out.exists() and not arguments.force:
         raise CanvasError(f"{out} exists; add --force to overwrite it, or choose another name")
-    if out.suffix != ".zarr":
-        check_writable(out)
+    check_writable(out if out.suffix != ".zarr" else out.with_name(out.name + ".canvas.json"))
     if arguments.mpp is not None and not 0 < arguments.mpp < math.inf:
         raise CanvasError(f"--mpp: {arguments.mpp:g} micrometres; a pixel's size is more than 0")
     if arguments.region:
@@ -170,6 +169,8 @@ def _write(arguments: argparse.Namespace, out: Path, picture: formats.Picture) -
         _write_beside(arguments, out, partial, picture)
         if out.is_dir():
             shutil.rmtree(out)
+        elif out.suffix == ".zarr":  # a folder does not replace a file
+            out.unlink(missing_ok=True)
         partial.replace(out)
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,13 +25,12 @@ from torch.optim import Optimizer
 
 from nca_lib.errors import ExperimentError, NCAError, TrainingError
 from nca_lib.experiments.settings import Experiment
-from nca_lib.files import write_atomically
+from nca_lib.files import write_atomically, writing
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 # What may differ when a training goes on: none of these decides what is learnt from one step to the next.
-FREE = {
-    f"training.{key}" for key in ("steps", "minutes", "save_every", "log_every", "sample_every", "workers")
-}
+HOW_OFTEN = {f"training.{key}" for key in ("save_every", "log_every", "sample_every", "workers")}
+FREE = HOW_OFTEN | {"training.steps", "training.minutes"}
 
 
 class _BadCheckpointError(Exception):
@@ -55,9 +55,10 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
     torch.save(dict(state), buffer)
     fresh = folder / f"{NEWEST}.partial"
     write_atomically(fresh, buffer.getvalue())
-    if (folder / NEWEST).is_file():
-        (folder / NEWEST).replace(folder / PREVIOUS)
-    fresh.replace(folder / NEWEST)
+    with writing(folder):
+        if (folder / NEWEST).is_file():
+            (folder / NEWEST).replace(folder / PREVIOUS)
+        fresh.replace(folder / NEWEST)
 
 
 def restore(
@@ -148,10 +149,12 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 )
 
 
-def differences(before: Experiment, now: Experiment) -> dict[str, tuple[Any, Any]]:
-    """What two experiments differ in, but for the keys in `FREE`: by dotted key, both values."""
+def differences(
+    before: Experiment, now: Experiment, free: AbstractSet[str] = FREE
+) -> dict[str, tuple[Any, Any]]:
+    """What two experiments differ in, but for the keys in `free`: by dotted key, both values."""
     old, new = (_flat(experiment.spelt_out()) for experiment in (before, now))
-    keys = sorted((old.keys() | new.keys()) - FREE)
+    keys = sorted((old.keys() | new.keys()) - free)
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
@@ -177,11 +180,15 @@ def refuse_other(folder: Path, differs: Mapping[str, tuple[Any, Any]]) -> None:
         ExperimentError: there are differences; each is named with both values.
     """
     if differs:
-        named = ", ".join(f"{key} = {old!r} (not {new!r})" for key, (old, new) in differs.items())
         raise ExperimentError(
-            f"{folder} holds a training with {named}; take its settings or another folder, "
+            f"{folder} holds a training with {in_words(differs)}; take its settings or another folder, "
             "or add --resume-anyway (resume_anyway=True)"
         )
+
+
+def in_words(differs: Mapping[str, tuple[Any, Any]]) -> str:
+    """Differences in a line."""
+    return ", ".join(f"{key} = {old!r} (not {new!r})" for key, (old, new) in differs.items())
 
 
 class Stop:

@@ -116,11 +116,18 @@ def _inherited(section: str, below: Mapping[str, Any], values: Mapping[str, Any]
 
 
 def nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"training.steps": 3}` as `{"training": {"steps": 3}}`."""
+    """`{"training.steps": 3}` as `{"training": {"steps": 3}}`.
+
+    Raises:
+        ExperimentError: a key is given a value and keys within it.
+    """
     values: dict[str, Any] = {}
     for dotted, value in overrides.items():
         section, _, key = dotted.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[key] = value
+        within = values.setdefault(section, {}) if section else values
+        if not isinstance(within, dict):
+            raise ExperimentError(f"{dotted}: {section} is {within!r}, which holds no keys")
+        within[key] = value
     return values
 
 

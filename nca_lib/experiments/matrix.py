@@ -38,6 +38,7 @@ from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import DivergedError, ExperimentError
 from nca_lib.evaluation.evaluate import evaluate_model, generator
+from nca_lib.experiments import checkpoints
 from nca_lib.experiments.files import Layer, merged, read_matrix
 from nca_lib.experiments.settings import CHECKED, Experiment, message
 from nca_lib.experiments.training import snapshot_steps, train
@@ -125,7 +126,8 @@ def run(
         progress: told what is being done.
 
     Raises:
-        ExperimentError: `only` names an entry that does not exist.
+        ExperimentError: `only` names an entry that does not exist; or an entry's folder holds a training of
+            other settings, of its length too.
     """
     unknown = set(only) - {entry.name for entry in matrix.entries}
     if unknown:
@@ -146,9 +148,10 @@ def run(
         if not missing:
             say(f"{entry.name}: done before")
             continue
+        place = Path(folder) / entry.name
+        _refuse_other(place, entry)
         say(f"{entry.name}: training")
         torch.compiler.reset()  # of one function no more than eight shapes are compiled
-        place = Path(folder) / entry.name
         try:
             used = next(train(entry, place, resume=True, device=device).parameters()).device
         except DivergedError as error:  # a finding like others
@@ -164,6 +167,17 @@ def run(
 
 def _nothing(said: str) -> None:
     """What all processes but the first say."""
+
+
+def _refuse_other(place: Path, entry: Experiment) -> None:
+    """Refuse to go on from another training: one that was shorter has let its learning rate decay."""
+    said = place / "experiment.toml"
+    if not (checkpoints.newest(place) and said.is_file()):
+        return
+    if differs := checkpoints.differences(Experiment.read(said), entry, checkpoints.HOW_OFTEN):
+        raise ExperimentError(
+            f"{place} holds a training with {checkpoints.in_words(differs)}; delete it, or take another --out"
+        )
 
 
 def _identity(row: Mapping[str, Any]) -> dict[str, Any]:

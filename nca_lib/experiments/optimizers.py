@@ -33,7 +33,7 @@ class KernelMuon(torch.optim.Muon):
         """One step from the gradients of the kernels."""
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             matrix.grad = None if kernel.grad is None else kernel.grad.reshape(matrix.shape)
-        return super().step(closure)
+        return super().step(closure)  # type: ignore[no-untyped-call]
 
 
 def is_kernel(parameter: nn.Parameter) -> bool:

@@ -59,7 +59,7 @@ class Diffusion:
         default="cosine",
         description="noise schedule: cosine ends in pure noise, linear (the older scripts) does not",
     )
-    timesteps: int = Field(default=300, ge=2, description="T, the number of noise levels")
+    timesteps: int = Field(default=300, ge=2, le=100_000, description="T, the number of noise levels")
     target: Target = Field(
         default="epsilon",
         description="what the network predicts: epsilon as published; v keeps colours where noise is strong",

@@ -15,6 +15,7 @@ from nca_lib.devices import computes_bf16, hardware
 from nca_lib.experiments import checkpoints
 from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.tasks import Task
+from nca_lib.files import writing
 from nca_lib.processes import leads
 from nca_lib.weights import save
 
@@ -56,7 +57,8 @@ class Run:
         self.step, self.seconds = 0, 0.0
         self.saved: int | None = None
         self.smooth_loss, self.held_out_loss, self.images_per_second = math.nan, math.nan, 0.0
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def autocast(self) -> torch.autocast:
         """Mixed precision, if the experiment wants it and the device has it."""

@@ -12,7 +12,6 @@ import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,25 +80,34 @@ def _nonfinite(model: nn.Module) -> str:
     return "the loss alone"
 
 
-class _NoEvents:
-    def add_scalar(self, *event: object) -> None:
-        pass
+class _Events:
+    """TensorBoard's events of a training; none where that is not installed."""
 
-    def add_image(self, *event: object) -> None:
-        pass
+    def __init__(self, folder: Path):
+        self.folder, self.writer = folder, None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError:
+            print("no TensorBoard events: pip install 'nca_lib[tensorboard]'")
+            return
+        with writing(folder):
+            self.writer = SummaryWriter(str(folder))
+
+    def add(self, step: int, samples: Tensor | None = None, **scalars: float) -> None:
+        """Note numbers, and a picture (C, H, W) in [0, 1]."""
+        if self.writer is None:
+            return
+        with writing(self.folder):
+            for name, value in scalars.items():
+                self.writer.add_scalar(name, value, step)
+            if samples is not None:
+                self.writer.add_image("samples", samples, step)
 
     def close(self) -> None:
-        pass
-
-
-def _writer(folder: Path) -> Any:
-    """TensorBoard's, or where that is not installed one that writes nothing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ModuleNotFoundError:
-        print("no TensorBoard events: pip install 'nca_lib[tensorboard]'")
-        return _NoEvents()
-    return SummaryWriter(str(folder))
+        """Write what is not written yet."""
+        if self.writer is not None:
+            with writing(self.folder):
+                self.writer.close()
 
 
 def train(
@@ -137,13 +145,13 @@ def train(
     # Of several processes the first holds the lock, as it writes the files.
     lock = locked(folder / ".lock") if leads() else nullcontext()
     with (
-        writing(folder),
         lock,
         checkpoints.stop_signals() as stop,
         arithmetic(device, tf32=options.tf32, deterministic=options.deterministic),
     ):
         if leads():
-            sweep(folder)
+            with writing(folder):
+                sweep(folder)
         before = checkpoints.newest(folder)
         try:
             return _train(experiment, folder, device, progress, stop, resume, resume_anyway)
@@ -204,7 +212,7 @@ def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool)
     options = run.experiment.training
     share = shared_loss(task.model, task.loss)
     snapshots = snapshot_steps(options)
-    writer = _writer(folder) if leads() else None
+    events = _Events(folder) if leads() else None
     # Over the budget, which is one of minutes or of steps: the time left is then that of the training.
     bar = tqdm(
         total=1,
@@ -246,27 +254,26 @@ def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool)
             refresh=False,
         )
         bar.update(min(run.progress(), 1) - bar.n)
-        if writer is None:
+        if events is None:
             continue
         if run.step % options.log_every == 0:
-            writer.add_scalar("loss", run.smooth_loss, run.step)
-            writer.add_scalar("learning_rate", options.learning_rate * factor, run.step)
-            writer.add_scalar("images_per_second", run.images_per_second, run.step)
+            rate, speed = options.learning_rate * factor, run.images_per_second
+            events.add(run.step, loss=run.smooth_loss, learning_rate=rate, images_per_second=speed)
         if run.step % options.sample_every == 0 or run.progress() >= 1:
             samples = sheet(2 * task.preview(average.module.eval()).clamp(0, 1) - 1, 4)
             write(samples, folder / f"samples-{run.step:07d}.png", force=True)
-            writer.add_image("samples", samples / 2 + 0.5, run.step)
+            events.add(run.step, samples / 2 + 0.5)
         if run.step in snapshots:
             run.save_model(f"model-{run.step:07d}")
         if run.step % options.save_every == 0:
             run.save()
     bar.close()
-    if writer is not None:
+    if events is not None:
         if run.saved != run.step:
             run.save()
         if run.progress() >= 1:
-            writer.add_scalar("held_out_loss", run.held_out_loss, run.step)
-        writer.close()
+            events.add(run.step, held_out_loss=run.held_out_loss)
+        events.close()
     agreed(None)  # wait for the files: others read them; and torchrun ends all when one has ended
     if run.progress() < 1:
         if leads():

@@ -105,3 +105,12 @@ def test_refusals(tiny, tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "photos.png").mkdir()
     assert main(["canvas", tiny, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_force_replaces_a_plain_file_by_a_folder(tiny, tmp_path):
+    (tmp_path / "a.zarr").write_text("not a folder")
+    command = ["canvas", tiny, "--size", "24x24", "--steps", "1", "--out", str(tmp_path / "a.zarr")]
+    assert main(command) == 2
+    assert main([*command, "--force"]) == 0
+    assert (tmp_path / "a.zarr" / "0").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]

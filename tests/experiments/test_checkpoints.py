@@ -244,6 +244,17 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "file")
 
 
+def test_what_the_data_cannot_read_is_not_said_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(self: Any, n: int) -> torch.Tensor:
+        raise FileNotFoundError(2, "No such file or directory", "leaf.png")
+
+    monkeypatch.setattr(tasks.Stream, "__getitem__", gone)
+    with pytest.raises(FileNotFoundError, match=r"leaf\.png"):
+        run(tmp_path)
+
+
 def test_where_compiling_fails_training_goes_on_uncompiled(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

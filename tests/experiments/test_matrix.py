@@ -294,6 +294,31 @@ def test_another_evaluation_makes_other_rows_and_none_leaves_the_record(tmp_path
     assert row["held_out_loss"] > 0
 
 
+def test_an_entry_in_a_second_matrix_has_a_row_there_too(tmp_path: Path) -> None:
+    places, said = (tmp_path / "runs", tmp_path / "t.jsonl"), []
+    for text in (SMALL, SMALL.replace('name = "small"', 'name = "other"')):
+        rows = matrix.run(
+            small_matrix(tmp_path, first_only(text)), *places, device="cpu", progress=said.append
+        )
+        assert len(rows) == 1
+    assert [row["matrix"] for row in matrix.rows(places[1])] == ["small", "other"]
+    assert not [line for line in said if "done before" in line]
+    one, other = ({k: v for k, v in row.items() if k != "matrix"} for row in matrix.rows(places[1]))
+    assert one == other  # trained and evaluated once
+
+
+@pytest.mark.parametrize("changed", ["model.hidden = 12", "training.steps = 3", "training.minutes = 0.1"])
+def test_an_edited_entry_is_not_given_the_old_ones_weights(changed: str, tmp_path: Path) -> None:
+    places = (tmp_path / "runs", tmp_path / "t.jsonl")
+    matrix.run(small_matrix(tmp_path, first_only(SMALL)), *places, device="cpu", progress=lambda _: None)
+    key = changed.split(" = ")[0]
+    lines = [line for line in first_only(SMALL).splitlines() if not line.startswith(f"{key} =")]
+    edited = small_matrix(tmp_path, "\n".join([*lines, changed]))
+    with pytest.raises(ExperimentError, match=f"first holds a training with {key} = .*another --out"):
+        matrix.run(edited, *places, device="cpu", progress=lambda _: None)
+    assert len(matrix.rows(places[1])) == 1
+
+
 def test_images_are_drawn_in_mixed_precision_and_measured_in_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
