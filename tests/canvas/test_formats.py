@@ -104,7 +104,7 @@ def test_ome_zarr_py_opens_it(picture, tmp_path, version):
 @pytest.mark.parametrize("mpp", [0.5, None])
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_an_ome_zarr_is_valid_by_the_schema_of_its_version(picture, tmp_path, version, mpp):
-    # ngff-zarr brings the official schemas; of the package nothing else is used, so it needs no more of its own.
+    # ngff-zarr brings the official schemas; nothing else of it is used, so it needs none of what it asks for.
     found = importlib.util.find_spec("ngff_zarr")
     if found is None:
         pytest.skip("the schemas come with ngff-zarr: pip install --no-deps ngff-zarr")
