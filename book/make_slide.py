@@ -20,7 +20,7 @@ from nca_lib.__main__ import main as nca_lib
 
 ROOT = Path(__file__).parents[1]
 SLIDE = ROOT / "book" / "_static" / "slide"
-TILE, QUALITY = 512, 60  # of the page's files
+TILE, QUALITY = 512, 50  # of the page's files
 STILL = 1024  # pixels of the picture for paper, at most
 
 
