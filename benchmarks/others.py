@@ -2,8 +2,8 @@
 
     python benchmarks/others.py
 
-All ways make the same calls of the same model from the same noise. A seam is the jump of the pixels across the
-edges of the pieces, in multiples of the mean jump: about 1 where nothing was cut. Results go to
+All ways make the same calls of the same model from the same noise. A seam is the jump of the pixels across
+the edges of the pieces, in multiples of the mean jump: about 1 where nothing was cut. Results go to
 benchmarks/results/canvas-others.json.
 """
 
@@ -41,7 +41,7 @@ class Counted(nn.Module):
 
 
 class Windows(nn.Module):
-    """Windows that overlap, averaged in each call (MultiDiffusion, Bar-Tal et al. 2023); 0: cut and pasted."""
+    """Windows that overlap, averaged in each call (MultiDiffusion, Bar-Tal et al. 2023)."""
 
     def __init__(self, model: nn.Module, side: int, overlap: int):
         super().__init__()
