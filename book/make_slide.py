@@ -20,7 +20,7 @@ from nca_lib.__main__ import main as nca_lib
 
 ROOT = Path(__file__).parents[1]
 SLIDE = ROOT / "book" / "_static" / "slide"
-TILE, QUALITY = 512, 60  # of the page's files
+TILE, QUALITY = 512, 50  # of the page's files
 STILL = 1024  # pixels of the picture for paper, at most
 
 
@@ -29,11 +29,11 @@ def draw(model: str, size: int, steps: int) -> tuple[Path, str]:
     out = ROOT / "build" / "slide.zarr"
     out.parent.mkdir(exist_ok=True)
     options = f"canvas {model} --size {size}x{size} --steps {steps} --bf16"
-    again = ["--resume", "--force"]  # half of a slide goes on, a whole one is replaced
+    again = ["--resume", "--force"]  # half a slide goes on, a whole one goes
     if code := nca_lib([*options.split(), "--out", str(out), *again]):
         raise SystemExit(code)
-    name = Path(model).stem
-    return out, f"python -m nca_lib {options.replace(model, name)} --out slide.zarr"
+    options = options.replace(model, Path(model).stem)
+    return out, f"python -m nca_lib {options} --out slide.zarr"
 
 
 def cut(pyramid: Path, command: str) -> None:

@@ -84,7 +84,7 @@ def endless_plane(
     height: int = 64,
     width: int = 96,
     seed: int = 0,
-    steps: int = 8,
+    steps: int = 6,
 ) -> Demo | HTML:
     """Move a window over the endless image of [`sample_region`][nca_lib.canvas.tiles.sample_region].
 

@@ -1,22 +1,36 @@
 """The command: same seed, same picture as `sample`; what is stopped goes on; nothing is overwritten."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nca_lib.__main__ import main
 from nca_lib.canvas import outofcore
+from nca_lib.devices import computes_bf16
+
+HOLD = """
+import sys
+from nca_lib.files import locked
+with locked(sys.argv[1]):
+    print()
+    input()
+"""
 
 
 def pixels(path):
     return np.array(Image.open(path))
 
 
-def test_the_picture_is_that_of_sample_in_every_format(tiny, tmp_path, capsys):
+@pytest.mark.parametrize("precision", [[], ["--bf16"]])
+def test_the_picture_is_that_of_sample_in_every_format(tiny, tmp_path, capsys, precision):
     import tifffile
     import zarr
 
-    same = ["--size", "70x50", "--steps", "3", "--seed", "4"]
+    same = ["--size", "70x50", "--steps", "3", "--seed", "4", *precision]
     assert main(["sample", tiny, *same, "--out", str(tmp_path / "sample.png")]) == 0
     expected = pixels(tmp_path / "sample.png")
     for name in ("a.png", "a.tiff", "a.zarr"):
@@ -34,6 +48,39 @@ def test_a_region_is_a_part_of_the_endless_image(tiny, tmp_path):
         out = str(tmp_path / f"{name}.png")
         assert main(["canvas", tiny, f"--region={region}", "--steps", "2", "--out", out]) == 0
     assert np.array_equal(pixels(tmp_path / "a.png")[3:23, 5:25], pixels(tmp_path / "b.png"))
+
+
+def test_a_region_in_mixed_precision_differs_a_little(tiny, tmp_path):
+    for name, more in (("a", []), ("b", ["--bf16"])):
+        out = str(tmp_path / f"{name}.png")
+        assert main(["canvas", tiny, "--region", "0,0,40x30", "--steps", "2", "--out", out, *more]) == 0
+    difference = np.abs(pixels(tmp_path / "a.png").astype(int) - pixels(tmp_path / "b.png"))
+    assert computes_bf16(torch.device("cpu")) == (difference.max() > 0)
+    assert difference.mean() < 8
+
+
+def test_a_canvas_that_is_being_made_is_left_to_the_process_that_makes_it(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    command = ["canvas", tiny, "--size", "40x40", "--steps", "2", "--out", str(tmp_path / "a.png")]
+    assert main([*command, "--sampler", "ddim"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(outofcore, "run", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main([*command, "--force"]) == 130
+    folder = tmp_path / "a.png.canvas"
+    with subprocess.Popen(
+        [sys.executable, "-uc", HOLD, str(folder / "lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        process.stdout.readline()
+        for choice in (["--resume", "--force"], ["--force"]):
+            capsys.readouterr()
+            assert main([*command, *choice]) == 2
+            assert f"in use by process {process.pid}" in capsys.readouterr().err
+        assert (folder / "plan.json").exists()
+        process.communicate(b"\n")
+    assert main([*command, "--resume", "--force"]) == 0
 
 
 def test_a_wrapping_canvas_differs(tiny, tmp_path):

@@ -1,11 +1,17 @@
 """The files, opened by what others open them with."""
 
+import importlib.util
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from PIL import Image
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
 
 from nca_lib.canvas.formats import Finished, write_png, write_pyramid, write_tiff
 from nca_lib.canvas.tiles import CanvasError
@@ -93,6 +99,28 @@ def test_ome_zarr_py_opens_it(picture, tmp_path, version):
     assert np.array_equal(np.asarray(node.data[0]), picture)
     scales = [level[0]["scale"] for level in node.metadata["coordinateTransformations"]]
     assert scales[:2] == [[1.0, 0.5, 0.5], [1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("mpp", [0.5, None])
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_an_ome_zarr_is_valid_by_the_schema_of_its_version(picture, tmp_path, version, mpp):
+    # ngff-zarr brings the official schemas; nothing else of it is used, so it needs none of what it asks for.
+    found = importlib.util.find_spec("ngff_zarr")
+    if found is None:
+        pytest.skip("the schemas come with ngff-zarr: pip install --no-deps ngff-zarr")
+    folder = Path(found.origin).parent / "spec" / version / "schemas"
+    schemas = [json.loads(path.read_text()) for path in sorted(folder.glob("*.schema"))]
+    known = [(schema["$id"], Resource(schema, DRAFT202012)) for schema in schemas]
+    image = next(schema for schema in schemas if schema["$id"].endswith("/image.schema"))
+    validator = Draft202012Validator(image, registry=Registry().with_resources(known))
+    write_pyramid(tmp_path / "a.zarr", picture[:, :300, :300], mpp=mpp, version=version)
+    name = ".zattrs" if version == "0.4" else "zarr.json"
+    attributes = json.loads((tmp_path / "a.zarr" / name).read_text())
+    attributes = attributes if version == "0.4" else attributes["attributes"]
+    validator.validate(attributes)
+    described = attributes if version == "0.4" else attributes["ome"]
+    del described["multiscales"][0]["datasets"][1]["coordinateTransformations"]
+    assert not validator.is_valid(attributes)
 
 
 def test_a_grey_picture_becomes_a_tiff_and_a_png(tmp_path):

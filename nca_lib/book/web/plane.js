@@ -54,6 +54,7 @@ function render({ model, el }) {
     }
     at = { y, x };
     draw();
+    say("drawing");
     think();
   }
 
@@ -134,6 +135,7 @@ function render({ model, el }) {
   seed.addEventListener("change", () => {
     stop();
     finished.fill(0);
+    say("drawing");
     think();
   });
 
