@@ -63,6 +63,7 @@ def answers_explorer(*subjects: Subject, task: Task = "vary") -> Explorer | HTML
         chosen, asked = subjects[subject], _Asked(**values)
         truth = chosen.image(asked.image, asked.own)
         constraint, given = _question(asked, truth, chosen)
+        everywhere = torch.ones(chosen.size, dtype=torch.bool)
         way = states(
             chosen.model,
             chosen.size,
@@ -81,7 +82,8 @@ def answers_explorer(*subjects: Subject, task: Task = "vary") -> Explorer | HTML
             pictures |= {f"answer {n}": answer for n, answer in enumerate(found, 1)}
             pictures["where they differ"] = heat(spread, 0.8)
             level = level_words(chosen.model.schedule, timestep(chosen.model, state))
-            distances = _distances(asked.task, found, truth, chosen.images)
+            asked_for = middle_hole(*chosen.size) if asked.task == "fill" else everywhere
+            distances = "" if asked.task == "sample" else _distances(found, truth, chosen.images, asked_for)
             yield View(pictures, f"Call {state.step}, {level}. {distances}")
 
     def code(subject: int, **values: Any) -> str:
@@ -189,12 +191,10 @@ def _question(asked: _Asked, truth: Tensor, subject: Subject) -> tuple[Constrain
     return None, truth
 
 
-def _distances(task: Task, found: Tensor, truth: Tensor, images: Tensor) -> str:
+def _distances(found: Tensor, truth: Tensor, images: Tensor, where: Tensor) -> str:
     """Answers against the truth, and other images of the kind against it: what chance would score."""
-    if task == "sample":
-        return ""
 
     def distance(others: Tensor) -> float:
-        return float((others - truth).square().mean((1, 2, 3)).sqrt().mean())
+        return float((others - truth)[..., where].square().mean((1, 2)).sqrt().mean())
 
     return f"Distance to the truth {distance(found):.2f}; of other images of its kind {distance(images):.2f}."

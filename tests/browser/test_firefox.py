@@ -153,7 +153,7 @@ def test_each_component_is_operated_without_an_error(firefox: Firefox, tmp_path:
         (
             demo.spectrum_painter(torch.rand(3, 32, 32)),
             [("frequencies n", "2")],
-            said("coefficients kept"),
+            said("9 of 961 coefficients kept"),
         ),
         (demo.calls_explorer([row, row | {"calls": 9}]), [("across", "seconds")], said("seconds an image")),
         (demo.digits_demo(), [("steps", "5")], said("16 digits by 5 calls")),

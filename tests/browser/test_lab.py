@@ -19,7 +19,7 @@ from test_pages import CHROMIUM, QUIET
 PATIENCE = 60_000  # ms: the longest that a condition may take
 CELLS = [
     """import nca_lib
-from nca_lib.book import demo, explorers
+from nca_lib.book import branches, demo, explorers
 from nca_lib.book.subjects import Subject
 from nca_lib.data.digits import Digits
 images = Digits(8).images
@@ -30,6 +30,7 @@ growing = nca_lib.load("growing-regenerate")""",
     "explorers.size_explorer(tissue)",
     "explorers.inpainting_painter(digits)",
     "explorers.growing_player(growing, size=32)",
+    "branches.Branches(digits, steps=6)",
     "print('all', 'have', 'run')",
 ]
 
@@ -141,7 +142,7 @@ def run_all(page: Page) -> None:
         with contextlib.suppress(TimeoutError):
             first.wait_for()
             break
-    cell(page, 5).locator(".jp-OutputArea-output", has_text="all have run").wait_for()
+    cell(page, len(CELLS) - 1).locator(".jp-OutputArea-output", has_text="all have run").wait_for()
 
 
 PIXELS = """canvas => {
@@ -225,7 +226,7 @@ def test_a_painted_hole_is_filled_beside_the_brush(page: Page) -> None:
     drag(page, canvas, (0.2, 0.2), (0.8, 0.2))
     picture_changes(page, filled, before)
     expect(explorer.get_by_text(re.compile("^done"))).to_be_visible()
-    explorer.get_by_role("combobox").first.select_option("published")
+    explorer.get_by_role("combobox").nth(1).select_option("published")  # after the model
     expect(explorer.get_by_text("10 denoiser calls.")).to_be_visible()
     left, right = canvas.bounding_box(), filled.bounding_box()
     assert left and right
@@ -235,7 +236,7 @@ def test_a_painted_hole_is_filled_beside_the_brush(page: Page) -> None:
 def test_the_growing_automaton_is_erased_pauses_and_begins_again(page: Page) -> None:
     player = cell(page, 4)
     canvas = player.locator("canvas")
-    until(lambda: inked(canvas) > 10_000, page)
+    until(lambda: inked(canvas) > 100, page)
     player.get_by_role("button", name="Pause").click()
     expect(player.get_by_role("button", name="Play")).to_be_visible()
     grown = inked(canvas)
@@ -256,3 +257,19 @@ def test_the_growing_automaton_is_erased_pauses_and_begins_again(page: Page) -> 
     until(lambda: int(step.inner_text().split()[1]) > paused, page)
     player.get_by_role("button", name="Restart").click()
     until(lambda: int(step.inner_text().split()[1]) < paused, page)
+
+
+def test_a_painted_branch_stands_in_the_tree_and_a_thumbnail_leads_back(page: Page) -> None:
+    hand = cell(page, 5)
+    tree = hand.get_by_role("group", name="the branches as a tree")
+    first = tree.get_by_role("button", name="branch 1, call 2")
+    first.click()
+    expect(first).to_have_attribute("aria-pressed", "true")
+    canvas = hand.locator(".nca-brush canvas")
+    before = pixels(canvas)
+    drag(page, canvas, (0.3, 0.3), (0.7, 0.7))
+    picture_changes(page, canvas, before)
+    hand.get_by_role("button", name="Go on").click()
+    expect(tree.get_by_text("2: painted, went on, from 1 after call 2")).to_be_visible()
+    tree.get_by_role("button", name="branch 1, call 4").press("Enter")
+    expect(hand.get_by_text(re.compile("^Branch 1, t = "))).to_be_visible()

@@ -112,9 +112,11 @@ function scatterChart({ points, floor = null, xLabel, yLabel, logX, logY, joined
     taken.push([cx - 6, cy - 6, cx + 6, cy + 6]);
   }
   for (const point of points) name(svg, point, x.at(point.x), y.at(point.y), taken, width, height);
+  const across = Math.max(1, Math.floor((width - MARGIN.left) / 130)), two = groups.length > across; // two rows fit above
   groups.forEach((group, i) => {
-    svg.append(drawn("circle", { cx: MARGIN.left + 8 + i * 130, cy: 10, r: 5, fill: COLOURS[i % COLOURS.length] }));
-    svg.append(drawn("text", { x: MARGIN.left + 18 + i * 130, y: 14 }, group));
+    const left = MARGIN.left + 8 + (i % across) * 130, middle = two ? 5 + 12 * Math.floor(i / across) : 10;
+    svg.append(drawn("circle", { cx: left, cy: middle, r: 5, fill: COLOURS[i % COLOURS.length] }));
+    svg.append(drawn("text", { x: left + 10, y: middle + 4 }, group));
   });
   svg.append(drawn("text", { x: (width + MARGIN.left) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));
   return svg;

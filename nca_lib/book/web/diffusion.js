@@ -1,7 +1,7 @@
 // Diffusion by an automaton: from noise to image call by call, to and fro, with a hand in it. For anywidget and pages.
 //
 // Traits of the model: engine (the text of the worker), weights (name to exported model), label. All computing happens
-// in a worker that exists only while there is something to compute.
+// in a worker that exists only while there is something to compute: on typed arrays, or by WebGPU where there is a real one.
 
 import { button, calm, copyable, element, labelled, number, put, range, select, tools, watch } from "./parts.js";
 import { bytesOfImage, pictures } from "./pictures.js";

@@ -42,7 +42,7 @@ function render({ model, el }) {
         error: errors?.[y.value] ?? 0 })),
       floor: floors.length ? floors[0] : null, xLabel: words[x.value], yLabel: words[y.value], logX: wide(x), logY: wide(y),
       joined: model.get("joined"),
-    }));
+    }, Math.min(660, root.clientWidth || 660))); // a narrow screen gets a narrow chart, not small letters
     caption.textContent = `${chosen.length} ${model.get("joined") ? "points" : "models"}. Up: ${words[y.value]}${way ? `; ${way} is better` : ""}.` +
       (floors.length ? " The dashed line is what real images score against real images." : "") + (model.get("note") ?? "");
   }
