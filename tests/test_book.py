@@ -17,6 +17,9 @@ CELL_LINES = 45
 
 MATHEMATICS = re.compile(r"\$\$.*?\$\$|\$[^$]*\$", re.DOTALL)
 EXERCISE = re.compile(r"\{exercise\}.*?:label:\s*(\S+)", re.DOTALL)
+OPTION = re.compile(r"^:[a-z]+:.*$", re.MULTILINE)  # of a directive; alt text stands for a picture
+TITLE = re.compile(r"\{exercise\} (.+)")
+MARK = re.compile(r" (★|★★|★★★, open)$")
 SOLUTION = re.compile(r"\{solution(?:-start)?\}\s*(\S+)")
 CITATION = re.compile(r"\{cite[:a-z]*\}`([^`]+)`")
 IMAGE_WITHOUT_ALT = re.compile(r"!\[\s*\]\(")
@@ -32,7 +35,7 @@ class Chapter:
         self.text = "\n\n".join("".join(c["source"]) for c in self.cells if c["cell_type"] == "markdown")
 
     def words(self) -> int:
-        prose = MATHEMATICS.sub(" ", self.text)
+        prose = OPTION.sub(" ", MATHEMATICS.sub(" ", self.text))
         return len(re.findall(r"[A-Za-z][A-Za-z'-]*", prose))
 
 
@@ -70,6 +73,21 @@ def test_exercises_have_solutions(chapter: Chapter) -> None:
 def test_solutions_are_folded(chapter: Chapter) -> None:
     starts = re.findall(r"\{solution(?:-start)?\}[^`]*?:class:\s*dropdown", chapter.text)
     assert len(starts) == len(SOLUTION.findall(chapter.text))
+
+
+def test_exercises_tell_their_difficulty(chapter: Chapter) -> None:
+    """In chapters that mark any: each by one to three stars, and the last is an open project."""
+    titles = TITLE.findall(chapter.text)
+    marks = [MARK.search(title) for title in titles]
+    if not any(marks):
+        return
+    assert all(marks), titles
+    assert [mark[1] == "★★★, open" for mark in marks if mark] == [False] * (len(titles) - 1) + [True]
+
+
+def test_diagrams_that_are_shown_exist(chapter: Chapter) -> None:
+    shown = re.findall(r"\{figure\} (_static/\S+)", chapter.text)
+    assert all((BOOK / name).is_file() for name in shown)
 
 
 def test_chapter_ends_with_a_summary(chapter: Chapter) -> None:

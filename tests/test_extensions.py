@@ -4,10 +4,12 @@ import importlib
 import pkgutil
 import re
 import sys
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
 from docutils import nodes
+from docutils.utils import new_document
 from expected_pages import ROOT
 from PIL import Image
 
@@ -112,3 +114,14 @@ def test_linked_terms_are_in_the_glossary() -> None:
     for path in [*BOOK.glob("*.ipynb"), *BOOK.glob("[a-z]*.md")]:
         used = re.findall(r"\{term\}`(?:[^`<]*<)?([^`>]+)>?`", path.read_text())
         assert set(used) <= terms, path.name
+
+
+def test_diagrams_become_part_of_the_text() -> None:
+    page = SimpleNamespace(docname="book/page", doc2path=lambda name: str(ROOT / f"{name}.ipynb"))
+    document = new_document("page")
+    document += nodes.image(uri="_static/loops.svg", alt='Three "loops"')
+    document += nodes.image(uri="_static/tissue-512.jpg", alt="Tissue")
+    nca_pages._inline_diagrams(SimpleNamespace(env=page), document)
+    [diagram] = document.findall(nodes.raw)
+    assert diagram.astext().startswith('<svg role="img" aria-label="Three &quot;loops&quot;"')
+    assert [shown["alt"] for shown in document.findall(nodes.image)] == ["Tissue"]

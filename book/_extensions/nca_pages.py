@@ -1,12 +1,13 @@
 """What pages make of outputs and sources.
 
-Figures get ink for both themes, wide tables small print, long messages are wrapped, and a page's source can be
-saved from disk.
+Figures get ink for both themes, diagrams become part of the text, wide tables get small print, long messages are
+wrapped, and a page's source can be saved from disk.
 """
 
 from __future__ import annotations
 
 import json
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,19 @@ def _ink_figures(app: Sphinx, document: nodes.document) -> None:
             shown.parent.remove(shown)
 
 
+def _inline_diagrams(app: Sphinx, document: nodes.document) -> None:
+    """Put a diagram's SVG in place of its picture: only so it has the theme's ink."""
+    folder = Path(app.env.doc2path(app.env.docname)).parent
+    for shown in list(document.findall(nodes.image)):
+        if not shown["uri"].endswith(".svg"):
+            continue
+        svg = (folder / shown["uri"]).read_text(encoding="utf-8")
+        label = f'<svg role="img" aria-label="{escape(shown["alt"])}"'
+        shown.replace_self(
+            nodes.raw("", svg.replace("<svg", label, 1), format="html")
+        )
+
+
 def _fit_outputs(app: Sphinx, document: nodes.document) -> None:
     for block in document.findall(nodes.literal_block):
         widest = max(map(len, block.astext().splitlines()), default=0)
@@ -89,6 +103,7 @@ def _in_output(node: nodes.Node) -> bool:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx; images are collected with priority 500."""
     app.connect("doctree-read", _ink_figures, priority=400)
+    app.connect("doctree-read", _inline_diagrams, priority=400)
     app.connect("doctree-read", _fit_outputs)
     app.connect("build-finished", _write_sources)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
