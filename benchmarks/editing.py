@@ -1,8 +1,9 @@
 """Measure the edits of chapter 6: `python benchmarks/editing.py [inpaint upscale size] [--count 512]`.
 
-Writes one JSON line a measurement into the results' `editing.jsonl`, which the chapter reads, and goes on
-after those that are there; `--again` begins the named parts anew. Images are held-out ones; distances are
-Frechet distances to 1,024 other held-out images, one for each extractor that so many images allow.
+Writes one JSON line a measurement into the results' `editing.jsonl`, which the chapter reads, in place of
+that of other weights. What is there of the same weights is skipped; `--again` measures it anew. Images are
+held-out ones; distances are Frechet distances to 1,024 other held-out images, one for each extractor that so
+many images allow.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from nca_lib.editing import KnownPixels, enlarge, inpaint, upscale
 from nca_lib.evaluation.coherence import coherence
 from nca_lib.evaluation.extractors.choose import default_extractors
 from nca_lib.evaluation.metrics import Measure, frechet_distance
+from nca_lib.experiments.matrix import rows
 from nca_lib.samplers import ddpm, dpm_solver, timestep_array
 
 TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "editing.jsonl"
@@ -292,20 +294,18 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--count", type=int, default=512, help="images or pieces of each")
-    parser.add_argument("--again", action="store_true", help="begin the named parts anew")
+    parser.add_argument("--again", action="store_true", help="measure again what is there")
     options = parser.parse_args()
     parts = options.parts or list(PARTS)
-    lines = TABLE.read_text().splitlines() if TABLE.is_file() else []
-    if options.again:
-        lines = [line for line in lines if json.loads(line)["edit"] not in parts]
-        TABLE.write_text("".join(f"{line}\n" for line in lines))
-    done = {name_of(json.loads(line)) for line in lines}
+    table = rows(TABLE)
+    newest = [row for row in table if row["weights"] == MODELS[row["data"]]]
+    done = set() if options.again else {name_of(row) for row in newest}
     for part in parts:
         for kind in MODELS:
             for row in PARTS[part](kind, options.count, done):
                 print(json.dumps(row), flush=True)
-                with TABLE.open("a") as table:
-                    table.write(json.dumps(row) + "\n")
+                table = [old for old in table if name_of(old) != name_of(row)] + [row]
+                TABLE.write_text("".join(f"{json.dumps(line)}\n" for line in table))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ def _say_what_came_of_it(folder: Path) -> None:
     experiment, steps = record["experiment"], record["steps"]
     images = steps * experiment["training"]["batch"]
     print(f"{model}: {steps:,} steps, {images:,} images, held-out loss {record['held_out_loss']:.3f}")
-    print(f"  samples  {folder / f'samples-{steps:07d}.png'}")
+    if (samples := folder / f"samples-{steps:07d}.png").is_file():  # not where nothing was to be trained
+        print(f"  samples  {samples}")
     if experiment["model"]["kind"] == "growing-nca":
         return
     if images < FEW:

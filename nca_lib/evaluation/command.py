@@ -29,6 +29,11 @@ def add_arguments(
     evaluate.add_argument("--steps", type=positive, default=50, help="denoiser calls (default 50)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--bf16", action="store_true", help="draw in mixed precision, as run does")
+    evaluate.add_argument(
+        "--stained",
+        action="store_true",
+        help="a folder's images are stained tissue: count stains and nuclei",
+    )
     evaluate.add_argument("--folder", help="keep what is measured here, and go on from it")
     evaluate.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     evaluate.set_defaults(run=lambda arguments, extra: _evaluate(arguments, overrides(extra)))
@@ -49,6 +54,7 @@ def _evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
         steps=arguments.steps,
         seed=arguments.seed,
         bf16=arguments.bf16,
+        stained=arguments.stained,
         folder=arguments.folder,
         device=arguments.device,
         progress=True,

@@ -33,7 +33,7 @@ from nca_lib.diffusion import Denoiser, check_images
 from nca_lib.errors import EvaluationError
 from nca_lib.evaluation.extractors.choose import default_extractors
 from nca_lib.evaluation.extractors.extractor import Extractor
-from nca_lib.evaluation.judges import DigitJudge, FaceJudge, Judge
+from nca_lib.evaluation.judges import Judge, judge_of
 from nca_lib.evaluation.metrics import KID_SUBSETS, NEIGHBOURS, Comparison, Measure
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import write_atomically
@@ -179,7 +179,7 @@ def evaluate(
         protocol: a key of [`PROTOCOLS`][].
         count: how many images, instead of the protocol's number.
         extractors: what sees them; by default [`default_extractors`][], those that so many images allow.
-        judge: reads a property of single images, [`FaceJudge`][] or [`DigitJudge`][].
+        judge: reads a property of single images, see [`judges`][nca_lib.evaluation.judges].
         seed: of the real images' crops and of KID's subsets.
         batch: images at a time.
         device: where the extractors compute; they are moved there.
@@ -302,6 +302,7 @@ def evaluate_model(
     seed: int = 0,
     batch: int = 64,
     bf16: bool = False,
+    stained: bool = False,
     folder: str | Path | None = None,
     device: str | torch.device | None = None,
     progress: bool = False,
@@ -319,6 +320,8 @@ def evaluate_model(
         seed: also of the generated images.
         batch: images at a time; image i is the same whatever the batch.
         bf16: draw the images in mixed precision; they are measured in float32 either way.
+        stained: the images are stained tissue: count stains and nuclei too, as for the kinds of data that
+            always are.
         folder: where the state and the result are kept.
         device: by default the best that is there.
         progress: show a progress bar.
@@ -329,10 +332,6 @@ def evaluate_model(
     device = device_of(device)
     model = model.to(device).eval()
     train, test = experiment.build_data("train"), experiment.build_data("test")
-    kind = experiment.data["kind"]
-    judge: Judge | None = None
-    if kind in ("faces", "digits"):
-        judge = (FaceJudge if kind == "faces" else DigitJudge)(train.size)
     return evaluate(
         generator(model, train, sampler, steps, seed, bf16),
         train,
@@ -340,7 +339,7 @@ def evaluate_model(
         protocol=protocol,
         count=count,
         extractors=extractors,
-        judge=judge,
+        judge=judge_of(experiment.data["kind"], train, stained),
         seed=seed,
         batch=batch,
         device=device,

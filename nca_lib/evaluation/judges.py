@@ -1,4 +1,4 @@
-"""Judges read single images, without comparing sets: drawn faces' rules, digits' classes (chapter 5)."""
+"""Judges read single images, without comparing sets (chapter 5): faces' rules, digits' classes, stains."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nca_lib.data.digits import Digits
+from nca_lib.data.images import Images
 from nca_lib.evaluation import coherence
 from nca_lib.extras import extra
+
+STAINED = ("tissue", "slides", "bcss")  # kinds of data that are stained tissue
 
 
 class Judge(Protocol):
@@ -87,3 +90,51 @@ class DigitJudge:
             "classes": sum(fraction > 0.02 for fraction in fractions),
             "class_fractions": fractions,
         }
+
+
+class TissueJudge:
+    """Stains and nuclei of tissue, as [`tissue_statistics`][nca_lib.evaluation.histology.tissue_statistics].
+
+    `haematoxylin` and `dab` are fractions of the pixels (DAB's means nothing where another stain was used),
+    `nuclei` their number per 1,000 pixels, `nucleus_area` their mean area in pixels, of those that touch no
+    edge.
+
+    Args:
+        train: real images, whose first 256 set the thresholds of the stains.
+    """
+
+    name = "tissue"
+    columns = 5  # both fractions, nuclei, and of the whole ones the sum of areas and the number
+
+    def __init__(self, train: Images):
+        from nca_lib.evaluation.histology import fit_thresholds
+
+        images = [train.image(i % len(train), np.random.default_rng([0, i])) for i in range(256)]
+        self.thresholds = fit_thresholds(torch.stack(images))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, 5)."""
+        from nca_lib.evaluation.histology import tissue_statistics
+
+        rows = []
+        for image in images.cpu():
+            found = tissue_statistics(image[None], self.thresholds)
+            areas = found["nucleus_area"]
+            counted = [found[key].item() for key in ("haematoxylin", "dab", "nuclei")]
+            rows.append([*counted, areas.sum().item(), len(areas)])
+        return torch.tensor(rows)
+
+    def summary(self, means: Tensor) -> dict[str, Any]:
+        """Both fractions, nuclei per 1,000 pixels, and their mean area; 0 where there are none."""
+        haematoxylin, dab, nuclei, area, whole = means.tolist()
+        mean_area = area / whole if whole else 0.0
+        return {"haematoxylin": haematoxylin, "dab": dab, "nuclei": nuclei, "nucleus_area": mean_area}
+
+
+def judge_of(kind: str, train: Images, stained: bool = False) -> Judge | None:
+    """The judge of a kind of data, if there is one; `stained`: its images are stained tissue anyway."""
+    if kind == "faces":
+        return FaceJudge(train.size)
+    if kind == "digits":
+        return DigitJudge(train.size)
+    return TissueJudge(train) if stained or kind in STAINED else None

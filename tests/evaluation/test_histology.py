@@ -13,7 +13,9 @@ from skimage.data import immunohistochemistry
 from skimage.filters import gaussian
 from torch import Tensor
 
+from nca_lib.data.faces import Faces
 from nca_lib.data.images import to_float
+from nca_lib.data.tissue import Tissue
 from nca_lib.evaluation.copying import grid
 from nca_lib.evaluation.histology import (
     StainThresholds,
@@ -22,6 +24,7 @@ from nca_lib.evaluation.histology import (
     stain_amounts,
     tissue_statistics,
 )
+from nca_lib.evaluation.judges import FaceJudge, TissueJudge, judge_of
 
 DEEP = 0.06  # haematoxylin of a dark nucleus
 HALF = StainThresholds(DEEP / 2, 0.05)
@@ -152,3 +155,22 @@ def test_two_halves_of_the_tissue_agree_and_damaged_tissue_does_not() -> None:
     assert typical(one) == pytest.approx(typical(other), rel=0.15)
     assert typical(random) < 0.6 * typical(one)
     assert typical(smooth) > 1.3 * typical(one)
+
+
+def test_the_judge_says_of_many_images_what_the_statistics_say() -> None:
+    judge = TissueJudge(Tissue(64, downscale=2))
+    pieces = grid(tissue(), 64)[0]
+    said = judge.summary(judge(pieces).double().mean(0))
+    found = tissue_statistics(pieces, judge.thresholds)
+    for key in ("haematoxylin", "dab", "nuclei", "nucleus_area"):
+        assert said[key] == pytest.approx(float(found[key].mean()), rel=1e-4)
+    nothing = judge.summary(judge(torch.ones(2, 3, 64, 64)).double().mean(0))
+    assert nothing == dict.fromkeys(said, 0)
+
+
+def test_tissue_is_judged_as_tissue_and_a_folder_where_it_is_said_to_be() -> None:
+    train = Tissue(32, downscale=2)
+    assert isinstance(judge_of("tissue", train), TissueJudge)
+    assert isinstance(judge_of("folder", train, stained=True), TissueJudge)
+    assert judge_of("folder", train) is None
+    assert isinstance(judge_of("faces", Faces(32)), FaceJudge)
