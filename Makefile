@@ -1,11 +1,12 @@
 # book  execute every notebook and write the HTML book      test  the whole test suite, built pages included
 # lab   explore, and work on the notebooks                  lint  ruff, mypy, import-linter
 # bench speed and memory, always as ratios in one run       clean forget the built book
+# gpu   on a machine with an NVIDIA GPU: the tests that need one, then its speed against targets
 # faults  canvases whose processes are killed again and again (minutes)
 # mutants  small changes of the code that no test notices (a quarter of an hour)
 #
 # Each sets up .venv by itself, and again only when requirements.txt or pyproject.toml change.
-.PHONY: book test lab lint bench faults mutants clean
+.PHONY: book test lab lint bench gpu faults mutants clean
 .DEFAULT_GOAL := book
 
 PYTHON ?= python3
@@ -43,6 +44,10 @@ lint: $(SETUP)
 
 bench: $(SETUP)
 	@python benchmarks/run.py
+
+gpu: $(SETUP)
+	@pytest -m gpu
+	@python benchmarks/gpu.py
 
 faults: $(SETUP)
 	@pytest -m faults
