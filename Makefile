@@ -2,11 +2,12 @@
 # lab   explore, and work on the notebooks                  lint  ruff, mypy, import-linter
 # bench speed and memory, always as ratios in one run       clean forget the built book
 # slide  draw the slide of the book's deep-zoom page again, with the weights of today (hours on one core)
+# gpu   on a machine with an NVIDIA GPU: the tests that need one, then its speed against targets
 # faults  canvases whose processes are killed again and again (minutes)
 # mutants  small changes of the code that no test notices (a quarter of an hour)
 #
 # Each sets up .venv by itself, and again only when requirements.txt or pyproject.toml change.
-.PHONY: book test lab lint bench slide faults mutants clean
+.PHONY: book test lab lint bench gpu slide faults mutants clean
 .DEFAULT_GOAL := book
 
 PYTHON ?= python3
@@ -47,6 +48,10 @@ bench: $(SETUP)
 
 slide: $(SETUP)
 	@python book/make_slide.py
+
+gpu: $(SETUP)
+	@pytest -m gpu
+	@python benchmarks/gpu.py
 
 faults: $(SETUP)
 	@pytest -m faults

@@ -1,6 +1,6 @@
 """The command line: `python -m nca_lib COMMAND`.
 
-Commands: train, show, run, evaluate, sample, canvas, inpaint, upscale, vary, join, export-web, models. A
+Commands: train, show, cost, run, evaluate, sample, canvas, inpaint, upscale, vary, join, export-web, models. A
 wrong argument ends with exit status 2 and one line that says what would be right.
 """
 
@@ -15,6 +15,7 @@ import tomllib
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,17 @@ def _show(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     print(show(arguments.experiment, shutil.get_terminal_size((120, 24)).columns))
 
 
+def _cost(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+    from nca_lib.experiments.cost import device_named, predict, table
+
+    device, overrides = device_named(arguments.device), _overrides(extra)
+    if arguments.price is not None:
+        device = replace(
+            device, dollars=arguments.price, basis=f"{device.basis}; here ${arguments.price:.2f}"
+        )
+    print(table([predict(Experiment.read(name, overrides), device) for name in arguments.experiments]))
+
+
 def _size(text: str) -> tuple[int, int]:
     try:
         width, height = (int(part) for part in text.lower().split("x"))
@@ -335,6 +347,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     show.add_argument("experiment", help=f"a .toml file, MATRIX/ENTRY, or one of: {', '.join(files.names())}")
     show.set_defaults(run=_show)
+
+    cost = commands.add_parser("cost", help="what training would cost on a device: predicted, not measured")
+    cost.add_argument(
+        "experiments", nargs="+", metavar="experiment", help="as for train; several give a table"
+    )
+    cost.add_argument("--device", default="h100", help="h100, a100, l4, t4, or here: this CPU (default h100)")
+    cost.add_argument("--price", type=float, help="dollars an hour, instead of what is assumed")
+    cost.set_defaults(run=_cost)
 
     run = commands.add_parser("run", help="train and evaluate a matrix of experiments, what is not yet done")
     run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(files.matrices())}")

@@ -1,9 +1,14 @@
 """What the benchmarks compare with computes the same as the library; their controls are told apart."""
 
-import literal  # from benchmarks/
+import json
+from pathlib import Path
+
+import gpu  # from benchmarks/
+import literal
 import numpy as np
 import originality
 import pytest
+import run
 import torch
 
 from nca_lib.data.faces import Faces
@@ -23,6 +28,33 @@ def test_the_literal_computation_equals_the_librarys(kind: type[DiffNCA], positi
         torch.testing.assert_close(model(noisy, time), expected, rtol=1e-4, atol=1e-5)
         model.fast = False
         torch.testing.assert_close(model(noisy, time), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gpu_benchmark_runs_where_it_can_be_rehearsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (gpu, run):  # compiling takes a minute, and is tested elsewhere
+        monkeypatch.setattr(module, "compile_step", lambda *_: None)
+    targets = gpu.measure(torch.device("cpu"), gpu.SMALL, tmp_path)
+    (written,) = tmp_path.glob("gpu-*.json")
+    result = json.loads(written.read_text())
+    assert result["targets"] == targets
+    for kind in ("diff-nca", "fourier"):
+        best = max(row["ratio"] for row in result[f"training, {kind}"].values())
+        assert targets[f"training, {kind}, times the literal images/s"]["found"] <= best
+    assert targets["seconds of a sheet of faces"]["met"] == (
+        targets["seconds of a sheet of faces"]["found"] < 1
+    )
+
+
+def test_where_memory_is_too_little_half_the_batch_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def training(kind: str, setting: gpu.Setting, device: torch.device) -> dict[str, int]:
+        if setting.batch > 4:
+            raise torch.OutOfMemoryError
+        return {"batch": setting.batch}
+
+    monkeypatch.setattr(gpu, "_training", training)
+    assert gpu.training("fourier", gpu.PUBLISHED, torch.device("cpu")) == {"batch": 4}
 
 
 def test_originality_tells_copies_of_tissue_from_held_out_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
