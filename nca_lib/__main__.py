@@ -1,7 +1,7 @@
 """The command line: `python -m nca_lib COMMAND`.
 
-Commands: train, show, cost, run, evaluate, sample, canvas, inpaint, upscale, vary, join, export-web, models. A
-wrong argument ends with exit status 2 and one line that says what would be right.
+Commands: train, show, cost, run, evaluate, sample, canvas, inpaint, upscale, vary, join, export-web, models.
+A wrong argument ends with exit status 2 and one line that says what would be right.
 """
 
 from __future__ import annotations
