@@ -16,7 +16,6 @@ from torch import Tensor
 from nca_lib.book.figures import image_bytes
 from nca_lib.book.pages import bundle
 from nca_lib.data.files import read
-from nca_lib.data.images import quiet_open
 from nca_lib.errors import DataError, UsageError
 from nca_lib.extras import extra
 from nca_lib.fourier import Window, image_of_window, spectrum_window
@@ -154,15 +153,9 @@ def own_image(content: bytes, size: tuple[int, int], channels: int = 3) -> Tenso
         path = Path(folder) / "the picture"
         path.write_bytes(content)
         try:
-            with quiet_open(path) as opened:
-                pixels = opened.width * opened.height
-        except OSError as error:
-            raise DataError("this is no picture that can be read") from error
-        if pixels > UPLOAD_PIXELS:
-            raise DataError(
-                f"the picture has {pixels / 1e6:.0f} million pixels; at most {UPLOAD_PIXELS // 10**6}"
-            )
-        image, _ = read(path)
+            image, _ = read(path, UPLOAD_PIXELS)
+        except DataError as error:  # without the folder, and without advice for the command line
+            raise DataError(str(error).replace(str(path), "the picture").partition(";")[0]) from error
     _, height, width = image.shape
     scale = min(height / size[0], width / size[1])
     rows, columns = round(size[0] * scale), round(size[1] * scale)

@@ -69,7 +69,7 @@ def models(matrix: str, table: Sequence[Row] | None = None) -> dict[str, list[Ro
     """
     found: dict[str, list[Row]] = {}
     for row in rows("shipped") if table is None else table:
-        if row["matrix"] == matrix and row["weights"] == "model" and "diverged" not in row:
+        if row["matrix"] == matrix and row.get("weights", "model") == "model" and "diverged" not in row:
             found.setdefault(row["name"].partition("-seed-")[0], []).append(row)
     return found
 

@@ -133,7 +133,7 @@ class _Meter(TorchDispatchMode):
     """Adds up what operations within it do, and which memory is held at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations, self.bytes, self.products, self.held, self.peak = 0, 0, 0, 0, 0
         self.known: set[int] = set()
 

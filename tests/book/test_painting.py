@@ -69,9 +69,9 @@ def test_an_own_picture_of_any_mode_is_cut_to_shape_and_size(mode: str, channels
 
 
 def test_what_is_no_picture_or_too_large_is_told() -> None:
-    with pytest.raises(DataError, match="no picture"):
+    with pytest.raises(DataError, match=r"^the picture: unreadable"):
         own_image(b"hello", (8, 8))
-    with pytest.raises(DataError, match="25 million pixels; at most 16"):
+    with pytest.raises(DataError, match=r"5000x5000 is more than 16,000,000 pixels$"):
         own_image(png(Image.new("1", (5000, 5000))), (8, 8))
 
 
