@@ -147,7 +147,7 @@ def run(
             say(f"{entry.name}: done before")
             continue
         say(f"{entry.name}: training")
-        torch.compiler.reset()  # of one function no more than eight shapes are compiled
+        torch.compiler.reset()  # what was compiled for other entries is of no use, and a limit counts it
         place = Path(folder) / entry.name
         try:
             used = next(train(entry, place, resume=True, device=device).parameters()).device
