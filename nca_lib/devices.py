@@ -91,6 +91,9 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
     if device.type == "mps" or not compiler:
         print(f"not compiling: {'unsupported on mps' if compiler else 'no C++ compiler found'}")
         return
+    # A step is compiled for each shape that it meets: two stages, training and sampling, sizes of batches.
+    # Those beyond the usual eight would be left to the interpreter.
+    torch._dynamo.config.recompile_limit = 64
     # On a GPU the best kernels are found by trying them, a minute that sampling earns back.
     model.compile_step("max-autotune-no-cudagraphs" if device.type == "cuda" else None)  # type: ignore[operator]
 

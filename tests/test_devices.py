@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,19 @@ import pytest
 import torch
 from emulator import Emulator, OnDevice
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
-from nca_lib.devices import arithmetic
+from nca_lib import devices
+from nca_lib.automaton import rollout
+from nca_lib.devices import arithmetic, compile_step
 from nca_lib.diffusion import Denoiser
 from nca_lib.editing import KnownPixels, LowResolution, interpolate, vary
 from nca_lib.evaluation.coherence import coherence
-from nca_lib.evaluation.metrics import PrecisionRecall
-from nca_lib.experiments import training
+from nca_lib.evaluation.evaluate import evaluate_model
+from nca_lib.evaluation.extractors.small import SmallFeatures
+from nca_lib.evaluation.metrics import PrecisionRecall, measurements
+from nca_lib.experiments import state, training
 from nca_lib.experiments.settings import Experiment
 from nca_lib.fast import _pad
 from nca_lib.noise import CounterNoise, Purpose
@@ -150,6 +156,74 @@ def test_judges_and_metrics_run_on_a_device() -> None:
         there.update(features.to(gpu.device), real=True)
         there.update((features + 0.01).to(gpu.device), real=False)
         assert there.compute() == manifold.compute()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_asks_mps_for_nothing_that_it_refuses(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    monkeypatch.setattr(state, "save", lambda *_: written.append("model"))  # files need numbers of their own
+    monkeypatch.setattr(state.checkpoints, "write", lambda *_: written.append("checkpoint"))
+    with Emulator("mps") as gpu:  # which refuses float64
+        training.train(experiment(name, steps=2, sample_every=2), tmp_path, device=gpu.device, progress=False)
+    assert written == ["model", "checkpoint"]
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_an_evaluation_is_the_cpus(kind: str) -> None:
+    digits = experiment("mlp")
+    model, extractors = digits.build_model(), [SmallFeatures.shipped()]
+
+    def measured(device: str | torch.device) -> dict[str, float]:
+        found = evaluate_model(model, digits, count=110, steps=2, device=device, extractors=extractors)
+        return measurements(found["metrics"])
+
+    expected = measured("cpu")
+    with Emulator(kind) as gpu:
+        assert measured(gpu.device) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
+    """What `compile_step` compiles is traced, and counted, but not made into code."""
+    counter, compiled = CompileCounter(), torch.compile
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name)
+
+    def traced(step: Any, mode: str | None = None, **options: Any) -> Any:
+        return compiled(step, backend=counter, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    torch.compiler.reset()
+    counters.clear()
+    with torch._dynamo.config.patch(recompile_limit=8):  # as it is by default
+        yield counter
+    torch.compiler.reset()
+
+
+def test_a_growing_step_is_one_graph_at_every_step_and_size(graphs: CompileCounter) -> None:
+    model: Any = experiment("growing-nca").build_model()
+    compile_step(model, torch.device("cpu"))
+    for batch in (4, 8, 5):
+        rollout(model, model.seed(12, batch), 9).sum().backward()
+    assert graphs.frame_count <= 4  # the first state needs no gradient; sizes after the first are one graph
+    made = graphs.frame_count
+    rollout(model, model.seed(12, 7), 9).sum().backward()
+    assert graphs.frame_count == made
+
+
+def test_no_shape_of_an_automaton_is_left_to_the_interpreter(graphs: CompileCounter) -> None:
+    model = experiment("fourier-diff-nca").build_model()
+    assert isinstance(model, Denoiser)
+    compile_step(model, torch.device("cpu"))
+    for _ in range(2):
+        made = graphs.frame_count
+        images = torch.zeros(4, 3, 8, 8)
+        model.loss(images, torch.arange(4), images).backward()
+        for count in (8, 4, 2, 1):
+            sample(model, (8, 8), count=count, steps=2)
+    assert graphs.frame_count == made > 8  # of the second round nothing is new
+    assert counters["frames"]["total"] == counters["frames"]["ok"]
 
 
 def test_arithmetic_is_as_asked_for_within_the_block_only() -> None:
