@@ -61,7 +61,7 @@ def test_chance_for_an_eye_is_far_from_nothing() -> None:
     assert 0.1 < chance < 0.5
 
 
-@pytest.mark.parametrize(("data", "factor"), product(("tissue", "faces"), (2, 4, 8)))
+@pytest.mark.parametrize(("data", "factor"), list(product(("tissue", "faces"), (2, 4, 8))))
 def test_enlarging(data: str, factor: int) -> None:
     table = edits(edit="upscale", data=data, factor=factor)
     ddnm, more, less = table["DDNM"], table["published, T/10"], table["published, T/14"]
