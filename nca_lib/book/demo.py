@@ -191,6 +191,7 @@ def results_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
     Raises:
         UsageError: no row has a metric.
     """
+    rows = [row for row in rows if "metrics" in row]  # some are of trainings without an evaluation
     metrics = list(dict.fromkeys(name for row in rows for name in measurements(row["metrics"])))
     if not metrics:
         raise UsageError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")
@@ -234,19 +235,16 @@ def calls_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
             "numbers": {
                 "calls": row["calls"],
                 "seconds": row["seconds"] / row["count"],
-                "frechet_distance": row["frechet_distance"],
+                **{eye: found["frechet_distance"] for eye, found in row["extractors"].items()},
             },
-            "errors": {"frechet_distance": row["standard_error"]},
-            "floor": {"frechet_distance": row["floor"]},
+            "errors": {eye: found["standard_error"] for eye, found in row["extractors"].items()},
+            "floor": {eye: found["floor"] for eye, found in row["extractors"].items()},
         }
         for row in rows
         if row["firing"] == "fresh"
     ]
-    words = {
-        "calls": "denoiser calls",
-        "seconds": "seconds an image",
-        "frechet_distance": "Fréchet distance to the data",
-    }
+    words = {"calls": "denoiser calls", "seconds": "seconds an image"}
+    words |= {eye: f"Fréchet distance ({eye})" for row in rows for eye in row["extractors"]}
     data = {
         "rows": points,
         "costs": ["calls", "seconds"],

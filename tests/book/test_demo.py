@@ -127,13 +127,13 @@ def test_the_results_explorer_holds_numbers_with_words_and_which_way_is_better()
 
 
 def test_the_calls_explorer_counts_seconds_for_one_image_and_leaves_out_other_firing_masks() -> None:
-    row = {"model": "m", "sampler": "ddim", "calls": 5, "frechet_distance": 30.0, "standard_error": 2.0}
-    row |= {"floor": 8.0, "count": 256, "seconds": 128.0, "firing": "fresh"}
+    row = {"model": "m", "sampler": "ddim", "calls": 5, "count": 256, "seconds": 128.0, "firing": "fresh"}
+    row |= {"extractors": {"eye": {"frechet_distance": 30.0, "standard_error": 2.0, "floor": 8.0}}}
     explorer = demo.calls_explorer([row, row | {"firing": "fixed"}])
     assert isinstance(explorer, demo.Demo)
     (point,) = explorer.rows
-    assert point["numbers"] == {"calls": 5, "seconds": 0.5, "frechet_distance": 30.0}
-    assert (point["name"], point["errors"]["frechet_distance"]) == ("5", 2.0)
+    assert point["numbers"] == {"calls": 5, "seconds": 0.5, "eye": 30.0}
+    assert (point["name"], point["errors"]["eye"], point["floor"]["eye"]) == ("5", 2.0, 8.0)
     explorer.close()
 
 

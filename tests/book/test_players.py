@@ -189,6 +189,8 @@ def test_only_the_hole_is_painted(method: str) -> None:
     explorer.close()
     hole = torch.zeros(8, 8, dtype=torch.bool)
     hole[2:5, 3:7] = True
-    for view in explorer._views(hole=hole, method=method, steps=6, repeats=2, seed=0):
+    for view in explorer._views(
+        subject=0, image=0, own=b"", hole=hole, method=method, steps=6, jump=5, repeats=2, seed=0
+    ):
         assert torch.equal(view.pictures["filled"][:, ~hole], image[:, ~hole])
     assert not torch.equal(view.pictures["filled"][:, hole], image[:, hole])

@@ -144,8 +144,11 @@ def said(words: str) -> str:
 
 @pytest.mark.usefixtures("in_book")
 def test_each_component_is_operated_without_an_error(firefox: Firefox, tmp_path: Path) -> None:
-    row = {"model": "m", "sampler": "ddim", "floor": 8.0, "count": 9, "seconds": 9.0, "firing": "fresh"}
-    row |= {"calls": 5, "frechet_distance": 30.0, "standard_error": 2.0}
+    row = {"model": "m", "sampler": "ddim", "count": 9, "seconds": 9.0, "firing": "fresh"}
+    row |= {
+        "calls": 5,
+        "extractors": {"eye": {"frechet_distance": 30.0, "standard_error": 2.0, "floor": 8.0}},
+    }
     digits = torch.rand(3, 1, 8, 8)
     shown: list[tuple[Any, list[tuple[str, str]], str]] = [
         (demo.noise_explorer(digits), [("timestep t", "250")], said("At t = 250 the")),

@@ -71,7 +71,8 @@ class Plane {
     const noise = new CounterNoise(seed, y, x);
     if (!call) return { ...missing, values: noise.normal(height, width, images, START, 0) };
     const now = visited[call - 1], next = visited[call], { values } = cut(this.kept[call - 1], around, images);
-    const clean = denoiser.clean(values, height, width, now, noise);
+    const output = denoiser.network.forward(values, height, width, denoiser.time(now), noise);
+    const clean = denoiser.cleanOf(output, values, now);
     const signal = denoiser.signal(next), sigma = denoiser.sigma(next);
     const implied = (v, i) => (v - denoiser.signal(now) * clean[i]) / denoiser.sigma(now);
     return cut({ ...around, values: values.map((v, i) => signal * clean[i] + sigma * implied(v, i)) }, missing, images);
