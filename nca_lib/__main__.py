@@ -174,11 +174,13 @@ def _draw(
             way = trajectory(
                 model, size, count=arguments.count, sampler=sampler, steps=calls, seed=arguments.seed
             )
-            return deque(tqdm(way, total=calls, unit="call"), maxlen=1).pop().image
+            first = next(way)  # which ends what cannot be drawn, before anything is said
+            said = f"{arguments.model}: denoiser calls by {arguments.sampler}"
+            rest = deque(tqdm(way, said, total=calls, initial=1, unit="call"), maxlen=1)
+            return (rest.pop() if rest else first).image
 
     if isinstance(model, Denoiser):
         many = arguments.count * size[0] * size[1] * calls
-        print(f"{arguments.model}: {calls} denoiser calls by {arguments.sampler}", file=sys.stderr)
         if worth_compiling(many):
             print("compiling first; it takes about half a minute, once", file=sys.stderr)
             compile_step(model, device)
