@@ -61,6 +61,9 @@ def test_every_shipped_experiment_trains_samples_and_is_read_back(
     full = Experiment.read(name)
     kind, data = full.model["kind"], full.data["kind"]
     overrides: dict[str, Any] = {f"model.{key}": value for key, value in TINY[kind].items()}
+    context = full.model.get("context_channels", 0)
+    if context:
+        overrides["model.channels"] = 8 + 2 * context
     training = {"steps": 1, "minutes": None, "batch": 2, "compile": False, "workers": 0}
     training |= {"init_from": None, "teacher": None}  # whose sizes are not these
     overrides |= {f"training.{key}": value for key, value in training.items()}
@@ -86,6 +89,8 @@ def test_every_shipped_experiment_trains_samples_and_is_read_back(
         images = model.sample((16, 16), count=2)
     else:
         size = (8, 8) if kind == "mlp" else (16, 16)
+        if context:
+            model = model.given(torch.zeros(1, context, *size))
         images = sample(model, size, count=2, steps=2)
     assert images.shape[:2] == (2, channels)
     assert images.isfinite().all()
