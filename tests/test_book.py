@@ -61,9 +61,7 @@ def test_outputs_are_stripped(path: Path) -> None:
 
 
 def test_chapter_explains_itself(chapter: Chapter) -> None:
-    # The chapter of all results is longer, until what it says of measures has a chapter of its own.
-    most = 5_600 if "# The full experiments" in chapter.text else WORDS[1]
-    assert WORDS[0] <= chapter.words() <= most, "1,500 to 4,000 words of explanation are the aim"
+    assert WORDS[0] <= chapter.words() <= WORDS[1], "1,500 to 4,000 words of explanation are the aim"
 
 
 def test_exercises_have_solutions(chapter: Chapter) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nca_lib.experiments import matrix
-from nca_lib.experiments.comparison import Cost, at, curve, distance, models, rows
+from nca_lib.experiments.comparison import Cost, at, cost, curve, distance, models, rows
 
 EYES = ("nca-features-1", "efficientnet-lite0-block-7")
 TABLE = rows("shipped")
@@ -52,13 +52,24 @@ def test_at_equal_images_the_automaton_is_ahead_of_every_unet(eye: str) -> None:
         assert kept[0] > kept[1]
 
 
-def test_at_equal_operations_it_is_behind_and_at_equal_time_ahead() -> None:
-    mine, unet = duel("faces-unet", "operations")
+@pytest.mark.parametrize("eye", EYES)
+def test_at_equal_operations_it_is_behind_and_at_equal_time_ahead_of_the_large_unet(eye: str) -> None:
+    mine, unet = duel("faces-unet", "operations", eye)
     assert mine > unet
-    assert math.isnan(duel("faces-unet-145k", "operations")[0])
-    for other in ("faces-unet", "faces-unet-145k"):
-        mine, unet = duel(other, "seconds")
-        assert mine < unet
+    assert math.isnan(duel("faces-unet-145k", "operations", eye)[0])
+    mine, unet = duel("faces-unet", "seconds", eye)
+    assert mine < unet
+
+
+def test_at_equal_time_the_rulers_disagree_about_the_small_unet() -> None:
+    ours, theirs = (duel("faces-unet-145k", "seconds", eye) for eye in EYES)
+    assert ours[0] < ours[1] and theirs[0] > theirs[1]
+
+
+def test_a_core_computes_several_times_as_many_operations_of_the_automaton_a_second() -> None:
+    rates = {n: cost(final(n), "operations") / cost(final(n), "seconds") for n in models("faces")}
+    for unet in ("faces-unet", "faces-unet-145k"):
+        assert rates["faces-fourier"] > 2.5 * rates[unet]
 
 
 def test_more_parameters_help_the_unet_with_one_ruler_only() -> None:

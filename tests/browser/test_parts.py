@@ -176,7 +176,7 @@ def test_every_choice_shows_points_whose_names_do_not_overlap(show: Show, kind: 
                 assert page.evaluate(overlaps) == 0
                 assert page.locator("output").inner_text()
     if kind == "calls":
-        selects.nth(2).select_option("Fréchet distance to the data")
+        selects.nth(2).select_option("Fréchet distance (eye)")
         assert "lower is better" in page.locator("output").inner_text()
 
 
