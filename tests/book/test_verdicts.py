@@ -1,11 +1,16 @@
 """What chapters 4 and 5 say of the rows is so: where a comparison falls, the text falls with it."""
 
 import math
+from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from skimage.color import rgb2gray
+from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 
 from nca_lib.experiments import matrix
 from nca_lib.experiments.comparison import Cost, at, cost, curve, distance, models, rows
@@ -90,6 +95,25 @@ def test_the_extractors_quarrel_about_tissue() -> None:
         assert distance(final(name), EYES[1]) > calibration(EYES[1], "tissue")["glued"]
     ours, theirs = (calibration(eye, "tissue")["curves"]["noise"][1] for eye in EYES)
     assert ours < 3 and theirs > max(calibration(EYES[1], "tissue")["curves"]["colour"])
+
+
+def common_direction(name: str) -> float:
+    """Of the samples that the chapter shows, within six pixels."""
+    with resources.as_file(resources.files("nca_lib") / "experiments" / "results" / f"{name}.png") as path:
+        grid = rgb2gray(np.asarray(Image.open(path).convert("RGB")))[1:, 1:]
+    pieces = [
+        grid[y : y + 32, x : x + 32] for y in range(0, len(grid), 33) for x in range(0, grid.shape[1], 33)
+    ]
+    roots = [structure_tensor_eigenvalues(structure_tensor(p, sigma=6, mode="reflect")) for p in pieces]
+    return float(np.mean([(a - b).sum() / (a + b).sum() for a, b in roots]))
+
+
+def test_on_tissue_diff_nca_is_ahead_by_both_and_efficientnets_order_is_that_of_common_direction() -> None:
+    names = list(models("tissue"))
+    ours, theirs = (sorted(names, key=lambda n: distance(final(n), eye)) for eye in EYES)
+    by_direction = sorted(names, key=common_direction, reverse=True)
+    assert ours[0] == theirs[0] == "tissue-diff-nca"
+    assert theirs == by_direction != ours
 
 
 def test_every_rate_of_muon_beats_every_rate_of_adam_and_plain_weights_learn_more() -> None:
