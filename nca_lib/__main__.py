@@ -13,22 +13,13 @@ import shutil
 import sys
 import tomllib
 import traceback
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from tqdm import tqdm
-
-from nca_lib import weights
-from nca_lib.canvas import TiledDenoiser
+from nca_lib import drawing, weights
 from nca_lib.canvas import command as canvas
-from nca_lib.cascade import Cascade
-from nca_lib.data.images import MOST_PIXELS
-from nca_lib.diffusion import Denoiser
 from nca_lib.errors import NCAError, ParallelError, UsageError
 from nca_lib.evaluation import command as evaluation
 from nca_lib.experiments import files, settings
@@ -36,16 +27,14 @@ from nca_lib.experiments.settings import Experiment
 from nca_lib.files import check_writable, write_atomically
 from nca_lib.memory import out_of_memory
 from nca_lib.processes import leads, processes
-from nca_lib.samplers import SAMPLERS
 
 FEW = 5_000  # images, after which a model's samples still look like its noise or like blotches
 
 
-def _train(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+def _train(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from nca_lib.experiments import checkpoints
     from nca_lib.experiments.training import train
 
-    overrides = _overrides(extra)
     if arguments.minutes is not None:
         overrides["training.minutes"] = arguments.minutes
     experiment = Experiment.read(arguments.experiment, overrides)
@@ -76,8 +65,7 @@ def _say_what_came_of_it(folder: Path) -> None:
     print(f"  measure  python -m nca_lib evaluate {model}")
 
 
-def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    _no_more(extra)
+def _run(arguments: argparse.Namespace) -> None:
     from nca_lib.evaluation.metrics import measurements
     from nca_lib.experiments import matrix
 
@@ -99,11 +87,6 @@ def _run(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     print(f"{arguments.table}: {len(rows)} rows of {chosen.name}")
 
 
-def _no_more(extra: Sequence[str]) -> None:
-    if extra:
-        raise UsageError(f"{extra[0]!r}: unknown argument")
-
-
 def _overrides(extra: Sequence[str]) -> dict[str, Any]:
     """`--training.steps 100 --model.position=false` as a dictionary; values are read as TOML."""
     overrides: dict[str, Any] = {}
@@ -123,35 +106,7 @@ def _overrides(extra: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def _sample(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    _no_more(extra)
-    from nca_lib.data.files import check_output, sheet, write
-    from nca_lib.devices import device_of
-
-    height, width = _size(arguments.size)
-    device = device_of(arguments.device)
-    check_output(arguments.out, arguments.force)
-    model = weights.load(arguments.model, device)
-    if arguments.layout:
-        model = _laid_out(arguments, model)
-    images = _draw(arguments, model, (height, width), device)
-    picture = sheet(images, min(arguments.columns or 4, arguments.count)) if len(images) > 1 else images[0]
-    write(picture, arguments.out, force=arguments.force)
-    print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
-
-
-def _laid_out(arguments: argparse.Namespace, model: nn.Module) -> nn.Module:
-    from nca_lib.data.files import read
-
-    if not isinstance(model, Cascade):
-        raise UsageError(f"--layout: {arguments.model} is no cascade")
-    if not 0 <= arguments.layout_strength <= 1:
-        raise UsageError(f"--layout-strength: {arguments.layout_strength:g} is not within 0..1")
-    return model.laid_out(read(arguments.layout)[0][None], arguments.layout_strength)
-
-
-def _join(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    _no_more(extra)
+def _join(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out)
     if out.exists() and not arguments.force:
         raise UsageError(f"{out} exists; add --force to overwrite it, or choose another name")
@@ -159,109 +114,7 @@ def _join(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     print(f"{out}: a cascade of {len(arguments.levels)} levels; try  python -m nca_lib sample {out}")
 
 
-def _draw(
-    arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int], device: torch.device
-) -> torch.Tensor:
-    from nca_lib.devices import compile_step, compiler_failed, computes_bf16, worth_compiling
-    from nca_lib.samplers import sample, trajectory
-
-    calls, sampler = arguments.steps, SAMPLERS[arguments.sampler]
-
-    def draw(model: nn.Module) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
-            if not isinstance(model, Denoiser):
-                return sample(model, size, count=arguments.count, seed=arguments.seed)
-            way = trajectory(
-                model, size, count=arguments.count, sampler=sampler, steps=calls, seed=arguments.seed
-            )
-            first = next(way)  # which ends what cannot be drawn, before anything is said
-            said = f"{arguments.model}: denoiser calls by {arguments.sampler}"
-            rest = deque(tqdm(way, said, total=calls, initial=1, unit="call"), maxlen=1)
-            return (rest.pop() if rest else first).image
-
-    if isinstance(model, Denoiser):
-        many = arguments.count * size[0] * size[1] * calls
-        if worth_compiling(many):
-            print("compiling first; it takes about half a minute, once", file=sys.stderr)
-            compile_step(model, device)
-    if isinstance(model, Cascade) and size[0] * size[1] > 1024**2:
-        model = TiledDenoiser(model, tile=512)  # equal bit for bit, in less memory
-    try:
-        return draw(model)
-    except Exception as error:
-        if said := compiler_failed(error):
-            print(f"going on uncompiled: {said}")
-        elif isinstance(error, RuntimeError) and "shape" in str(error):
-            raise UsageError(
-                f"--size: {arguments.model} cannot make {size[1]}x{size[0]} images: {error}"
-            ) from error
-        else:
-            raise
-    return draw(weights.load(arguments.model, device))
-
-
-def _inpaint(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    from nca_lib import editing
-    from nca_lib.data import files as images
-
-    images.check_output(arguments.out, arguments.force)
-    known = images.read_mask(
-        arguments.mask, *images.read(arguments.image, arguments.max_pixels), arguments.max_pixels
-    )
-
-    def fill(model: Denoiser, image: torch.Tensor, **options: Any) -> torch.Tensor:
-        # Four repeats, not the library's five: 85 calls instead of 105 at the default steps.
-        return editing.inpaint(
-            model, image, known.to(image.device), method=arguments.method, repeats=4, **options
-        )
-
-    _edit(arguments, extra, fill)
-    print(f"{arguments.out}: {int((~known).sum()):,} pixels filled")
-
-
-def _upscale(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    from nca_lib import editing
-
-    def enlarge(model: Denoiser, image: torch.Tensor, **options: Any) -> torch.Tensor:
-        return editing.upscale(model, image, arguments.factor, method=arguments.method, **options)
-
-    result = _edit(arguments, extra, enlarge)
-    print(f"{arguments.out}: {result.shape[3]}x{result.shape[2]}")
-
-
-def _vary(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    from nca_lib import editing
-
-    def change(model: Denoiser, image: torch.Tensor, **options: Any) -> torch.Tensor:
-        return editing.vary(model, image, arguments.strength, **options)
-
-    _edit(arguments, extra, change)
-    print(f"{arguments.out}: varied with strength {arguments.strength}")
-
-
-def _edit(
-    arguments: argparse.Namespace, extra: Sequence[str], change: Callable[..., torch.Tensor]
-) -> torch.Tensor:
-    _no_more(extra)
-    from nca_lib.data import files as images
-    from nca_lib.devices import device_of
-
-    device = device_of(arguments.device)
-    model = weights.load(arguments.model, device)
-    if not isinstance(model, Denoiser):
-        raise UsageError(f"{arguments.model} is not a diffusion model, which editing needs")
-    return images.edit(
-        arguments.image,
-        arguments.out,
-        lambda image: change(model, image.to(device), steps=arguments.steps, seed=arguments.seed),
-        channels=model.image_channels,
-        force=arguments.force,
-        max_pixels=arguments.max_pixels,
-    )
-
-
-def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    _no_more(extra)
+def _export_web(arguments: argparse.Namespace) -> None:
     from nca_lib.book.export import export
 
     out = Path(arguments.out or f"{Path(arguments.model).stem}.web.json")
@@ -273,17 +126,16 @@ def _export_web(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     print(f"{out}: {len(text) / 1000:.0f} kB")
 
 
-def _show(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    _no_more(extra)
+def _show(arguments: argparse.Namespace) -> None:
     from nca_lib.experiments.show import show
 
     print(show(arguments.experiment, shutil.get_terminal_size((120, 24)).columns))
 
 
-def _cost(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
+def _cost(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
     from nca_lib.experiments.cost import device_named, predict, table
 
-    device, overrides = device_named(arguments.device), _overrides(extra)
+    device = device_named(arguments.device)
     if arguments.price is not None:
         device = replace(
             device, dollars=arguments.price, basis=f"{device.basis}; here ${arguments.price:.2f}"
@@ -291,18 +143,7 @@ def _cost(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
     print(table([predict(Experiment.read(name, overrides), device) for name in arguments.experiments]))
 
 
-def _size(text: str) -> tuple[int, int]:
-    try:
-        width, height = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise UsageError(f"--size: {text!r} is not WIDTHxHEIGHT, for example 256x256") from None
-    if min(width, height) < 2:
-        raise UsageError(f"--size: {text} is too small; at least 2x2")
-    return height, width
-
-
-def _models(arguments: argparse.Namespace, extra: Sequence[str]) -> None:
-    _no_more(extra)
+def _models(arguments: argparse.Namespace) -> None:
     print(f"{'name':24} {'kind':16} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
     for name in weights.names():
         record = weights.record(name)
@@ -342,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume-anyway", action="store_true", help="even with other settings (recorded)")
     train.add_argument("--minutes", type=float, help="stop by the clock, the learning rate scaled to it")
     train.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, overrides=True)
 
     show = commands.add_parser(
         "show", help="what an experiment comes to: key, value, where it is set, meaning"
@@ -356,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     cost.add_argument("--device", default="h100", help="h100, a100, l4, t4, or here: this CPU (default h100)")
     cost.add_argument("--price", type=float, help="dollars an hour, instead of what is assumed")
-    cost.set_defaults(run=_cost)
+    cost.set_defaults(run=_cost, overrides=True)
 
     run = commands.add_parser("run", help="train and evaluate a matrix of experiments, what is not yet done")
     run.add_argument("matrix", help=f"a .toml file, or one of: {', '.join(files.matrices())}")
@@ -367,26 +208,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
     run.set_defaults(run=_run)
 
-    evaluation.add_arguments(commands, _positive, _overrides)
+    evaluation.add_arguments(commands, _positive)
 
-    sample = commands.add_parser("sample", help="draw images from a trained model")
-    sample.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
-    sample.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels (default 64x64)")
-    sample.add_argument("--count", type=_positive, default=1, help="how many images (default 1)")
-    sample.add_argument("--sampler", choices=SAMPLERS, default="dpm_solver", help="default dpm_solver")
-    sample.add_argument("--steps", type=_positive, default=20, help="denoiser calls (default 20)")
-    sample.add_argument("--seed", type=int, default=0, help="same seed, same picture (default 0)")
-    sample.add_argument("--layout", help="of a cascade: a sketch that stands in for its coarsest level")
-    sample.add_argument("--layout-strength", type=float, default=0.5, help="0 as it is, 1 anew (default 0.5)")
-    sample.add_argument("--columns", type=_positive, help="images per row of the grid")
-    sample.add_argument("--bf16", action="store_true", help="mixed precision: faster, slightly different")
-    sample.add_argument("--out", default="samples.png", help="the picture to write (default samples.png)")
-    sample.add_argument("--force", action="store_true", help="overwrite the file")
-    sample.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-    sample.set_defaults(run=_sample)
-
+    drawing.add_arguments(commands, _positive)
     canvas.add_arguments(commands, _positive)
-    _add_editing(commands)
 
     join = commands.add_parser("join", help="make a cascade of models that were trained as its levels")
     join.add_argument("levels", nargs="+", help="weights, the coarsest first")
@@ -405,30 +230,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_editing(commands: Any) -> None:
-    def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about)
-        command.add_argument("image", help="an image file of any size and mode")
-        command.add_argument("--model", default="tissue-diff-nca", help="default tissue-diff-nca")
-        command.add_argument("--steps", type=_positive, default=25, help="noise levels (default 25)")
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument("--out", default=f"{name}.png", help=f"the file to write (default {name}.png)")
-        command.add_argument("--force", action="store_true", help="overwrite the file")
-        command.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-        command.add_argument("--max-pixels", type=_positive, default=MOST_PIXELS, help="of an image file")
-        command.set_defaults(run=run)
-        return command
-
-    inpaint = add("inpaint", _inpaint, "fill the white parts of a mask")
-    inpaint.add_argument("--mask", required=True, help="an image of the same size; white is filled")
-    inpaint.add_argument("--method", choices=["repaint", "published"], default="repaint")
-    upscale = add("upscale", _upscale, "enlarge, and invent the detail")
-    upscale.add_argument("--factor", type=_positive, default=4, help="default 4")
-    upscale.add_argument("--method", choices=["ddnm", "published"], default="ddnm")
-    vary = add("vary", _vary, "draw a relative of an image")
-    vary.add_argument("--strength", type=float, default=0.5, help="0 the image itself, 1 a new one")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = _parser()
@@ -439,8 +240,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "for all of them: python -m nca_lib --help"
         )
     try:
+        if extra and "overrides" not in arguments:
+            raise UsageError(f"{extra[0]!r}: unknown argument")
+        told = [_overrides(extra)] if "overrides" in arguments else []
         with processes():
-            arguments.run(arguments, extra)
+            arguments.run(arguments, *told)
     except NCAError as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
         return 1 if isinstance(error, ParallelError) else 2

@@ -9,7 +9,7 @@ from expected_pages import ROOT, toc_files
 
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
-CHAPTERS = [path for path in NOTEBOOKS if path.stem != "00_explore"]
+CHAPTERS = [path for path in NOTEBOOKS if path.stem[:2].isdigit() and path.stem != "00_explore"]
 STRIP = "run: jupyter nbconvert --clear-output --inplace book/*.ipynb"
 WORDS = (1200, 4500)
 EXERCISES = 3

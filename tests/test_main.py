@@ -331,8 +331,8 @@ def test_where_compiling_fails_sampling_goes_on_uncompiled(
 
         model.register_forward_pre_hook(fail)
 
-    monkeypatch.setattr("nca_lib.devices.worth_compiling", lambda pixels: True)
-    monkeypatch.setattr("nca_lib.devices.compile_step", broken)
+    monkeypatch.setattr("nca_lib.drawing.worth_compiling", lambda pixels: True)
+    monkeypatch.setattr("nca_lib.drawing.compile_step", broken)
     out = tmp_path / "x.png"
     command = ["sample", "digits-mlp", "--size", "8x8", "--steps", "2", "--device", "cpu", "--out", str(out)]
     assert main(command) == 0
@@ -345,7 +345,7 @@ def test_where_compiling_fails_sampling_goes_on_uncompiled(
 def test_memory_that_ends_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nca_lib.__main__._size", lambda text: torch.empty(2**60))
+    monkeypatch.setattr("nca_lib.drawing._size", lambda text: torch.empty(2**60))
     assert main(["sample", "digits-mlp"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("nca_lib sample: out of memory; ask for fewer")
@@ -358,7 +358,7 @@ def test_a_bug_keeps_its_traceback(
     def broken() -> list[str]:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("nca_lib.__main__._size", lambda text: broken())
+    monkeypatch.setattr("nca_lib.drawing._size", lambda text: broken())
     assert main(["sample", "digits-mlp"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said

@@ -54,9 +54,7 @@ def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
     canvas.set_defaults(run=_canvas)
 
 
-def _canvas(arguments: argparse.Namespace, extra: list[str]) -> None:
-    if extra:
-        raise CanvasError(f"{extra[0]!r}: unknown argument")
+def _canvas(arguments: argparse.Namespace) -> None:
     if (arguments.size is None) == (arguments.region is None):
         raise CanvasError("give --size WIDTHxHEIGHT, or --region X,Y,WIDTHxHEIGHT")
     told = [f"--{name}" for name in ("wrap", "scheduler", "resume") if getattr(arguments, name)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from nca_lib import weights
@@ -16,10 +16,8 @@ from nca_lib.processes import leads
 from nca_lib.samplers import SAMPLERS
 
 
-def add_arguments(
-    commands: Any, positive: Callable[[str], int], overrides: Callable[[Sequence[str]], dict[str, Any]]
-) -> None:
-    """Add the command to a parser; `positive` reads a count, `overrides` reads `--data.KEY VALUE`."""
+def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
+    """Add the command to a parser; `positive` reads a count."""
     evaluate = commands.add_parser("evaluate", help="compare a model's images with its data")
     evaluate.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
     evaluate.add_argument("--protocol", default="quick", help="reference, sound or quick (default quick)")
@@ -36,7 +34,7 @@ def add_arguments(
     )
     evaluate.add_argument("--folder", help="keep what is measured here, and go on from it")
     evaluate.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-    evaluate.set_defaults(run=lambda arguments, extra: _evaluate(arguments, overrides(extra)))
+    evaluate.set_defaults(run=_evaluate, overrides=True)
 
 
 def _evaluate(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
