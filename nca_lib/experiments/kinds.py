@@ -11,13 +11,13 @@ from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA, UNet
 from nca_lib.data.bcss import BCSS
 from nca_lib.data.celeba import CelebA
+from nca_lib.data.conditional import DigitsByClass, FacesByAttributes
 from nca_lib.data.digits import Digits
 from nca_lib.data.faces import Faces
 from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images
 from nca_lib.data.slides import Slides
 from nca_lib.data.tissue import Tissue
-from nca_lib.data.told import DigitsByClass, FacesByAttributes
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import MLP
 from nca_lib.fourier import FourierDiffNCA

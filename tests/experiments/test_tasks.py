@@ -11,8 +11,8 @@ from test_training import diffusing, growing
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
+from nca_lib.data.conditional import DigitsByClass, FacesByAttributes, attribute_planes
 from nca_lib.data.faces import GLASSES, HAIR_COLOURS, SKINS, Faces
-from nca_lib.data.told import DigitsByClass, FacesByAttributes, attribute_planes
 from nca_lib.errors import DataError
 from nca_lib.experiments import growing as growing_module
 from nca_lib.experiments.growing import GrowingTask
