@@ -1,4 +1,4 @@
-"""Images with what they show, for conditional generation: planes of 0 and 1 behind their channels (chapter 9).
+"""Images for conditional generation: planes of 0 and 1 behind their channels say what they show (chapter 9).
 
 A plane is the same at every cell, so that each knows what the image is to be without hearing from others.
 Training hands what lies behind an image's `channels` to the model as its context.
