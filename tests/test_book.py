@@ -90,8 +90,9 @@ def test_diagrams_that_are_shown_exist(chapter: Chapter) -> None:
     assert all((BOOK / name).is_file() for name in shown)
 
 
-def test_chapter_ends_with_a_summary(chapter: Chapter) -> None:
-    assert re.search(r"^## Summary", chapter.text, re.MULTILINE)
+def test_chapter_ends_with_exercises_and_a_summary(chapter: Chapter) -> None:
+    headings = [h for h in re.findall(r"^## (.+)", chapter.text, re.MULTILINE) if h != "Where this stands"]
+    assert headings[-3:] == ["Exercises", "Summary", "Further reading"]
 
 
 def test_citations_are_in_the_bibliography(chapter: Chapter) -> None:
