@@ -1,4 +1,4 @@
-"""What computes in the reader's browser, in notebooks and in pages alike (chapters 1 to 7).
+"""What computes in the reader's browser, in notebooks and in pages alike (chapters 1 to 9).
 
 In Jupyter these are widgets that need no kernel once they are shown; while the book is built (environment
 variable `NCA_LIB_BOOK`) they are HTML that holds everything needed.
@@ -21,10 +21,12 @@ from nca_lib.book.pages import WEB, bundle, page
 from nca_lib.book.painting import image_of_waves, wave_mask
 from nca_lib.book.players import message_states
 from nca_lib.canvas.tiles import sample_region
+from nca_lib.cascade import Cascade
 from nca_lib.diffusion import Denoiser, ScheduleName, noise_schedule
 from nca_lib.errors import UsageError
 from nca_lib.evaluation.metrics import measurements, numbers
 from nca_lib.extras import extra
+from nca_lib.samplers import sample
 
 with extra("book"):
     import anywidget
@@ -112,6 +114,47 @@ def endless_plane(
         **{"height": height, "width": width, "y": y, "x": x, "seed": seed, "steps": steps},
     }
     return _shown("plane.js", data, {"a window of an endless image, drawn by an automaton": first[0]})
+
+
+# A layout's colours, in [-1, 1]: close to the photograph's at an eighth of its scale.
+_TISSUE = {"gland": (0.2, -0.1, -0.4), "stroma": (0.52, 0.46, 0.42), "lumen": (0.85, 0.85, 0.88)}
+
+
+def layout_painter(model: Cascade, code: str, *, side: int = 16, steps: int = 8) -> Demo | HTML:
+    """Paint where glands are to be; a coarse level draws the sketch anew, and a finer one tissue in it.
+
+    Args:
+        model: a cascade of two levels that [`export`][nca_lib.book.export.export] takes.
+        code: what loads it, for the code that is shown.
+        side: height and width of the sketch, in cells of the coarse level.
+        steps: denoiser calls of each level, by DDIM.
+
+    Raises:
+        ExportError: the browser cannot run the model; the message names the setting.
+    """
+    weights = export(model, steps)
+    del weights["golden"]
+    sketch, size = gland_sketch(side)[None], (side * model.factor, side * model.factor)
+    drawn = sample(rounded(model).laid_out(sketch), size, steps=steps)  # type: ignore[operator]
+    data = {
+        "engine": bundle("sampling.js"),
+        "weights": {code: weights},
+        "layout": _bytes(sketch),
+        "image": _bytes(drawn),
+        "side": side,
+        "colours": {name: list(colour) for name, colour in _TISSUE.items()},
+        "label": "a sketch of tissue, and the tissue that is drawn in it",
+    }
+    still = {"a sketch of a gland": sketch[0], "tissue drawn in the sketch": drawn[0]}
+    return _shown("layout.js", data, still)
+
+
+def gland_sketch(side: int) -> Tensor:
+    """A gland as a child would draw it, a ring around a lumen in stroma: (3, side, side) in [-1, 1]."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    distance = ((y - (side - 1) / 2) ** 2 + (x - (side - 1) / 2) ** 2).sqrt() / side
+    gland, stroma, lumen = (torch.tensor(colour).view(3, 1, 1) for colour in _TISSUE.values())
+    return torch.where(distance < 0.16, lumen, torch.where(distance < 0.38, gland, stroma))
 
 
 def noise_explorer(images: Tensor, timesteps: int = 300) -> Demo | HTML:

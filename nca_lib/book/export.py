@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nca_lib.automaton import FixedPerception, GrowingNCA, rollout
+from nca_lib.cascade import Cascade
 from nca_lib.diff_nca import CellNorm, DiffNCA
 from nca_lib.diffusion import MLP, Denoiser
 from nca_lib.errors import ExportError
@@ -23,6 +24,7 @@ from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import ddim, sample
 
 GOLDEN_SEED = 7
+GOLDEN_STRENGTH = 0.5
 GROWING_STEPS = 50
 GROWING_SIZE = 24
 EVERY = 7  # of the growing automaton's final state, every seventh number is kept
@@ -37,7 +39,8 @@ def export(model: nn.Module, steps: int = 20) -> dict[str, Any]:
     Args:
         model: a [`GrowingNCA`][nca_lib.automaton.GrowingNCA] with fixed perception, or a
             [`Denoiser`][nca_lib.diffusion.Denoiser] around a [`DiffNCA`][nca_lib.diff_nca.DiffNCA] with
-            `position=false`, `norm="cell"`, or around an [`MLP`][nca_lib.diffusion.MLP].
+            `position=false`, `norm="cell"`, or around an [`MLP`][nca_lib.diffusion.MLP]; or a
+            [`Cascade`][nca_lib.cascade.Cascade] of two such DiffNCAs.
         steps: denoiser calls of a sample, for the golden frames and as the page's default.
 
     Raises:
@@ -46,6 +49,8 @@ def export(model: nn.Module, steps: int = 20) -> dict[str, Any]:
     model = rounded(model)
     if isinstance(model, GrowingNCA):
         return _growing(model)
+    if isinstance(model, Cascade):
+        return _cascade(model, steps)
     if isinstance(model, Denoiser) and type(model.network) is DiffNCA:
         return _diffusion(model, steps)
     if isinstance(model, Denoiser) and isinstance(model.network, MLP):
@@ -92,18 +97,11 @@ def _growing(model: GrowingNCA) -> dict[str, Any]:
 
 def _diffusion(model: Denoiser, steps: int) -> dict[str, Any]:
     network: Any = model.network
-    cell = network.cell
-    if cell.position:
-        raise ExportError(
-            "position=true does not run in the browser: the rule would differ from cell to cell; "
-            "train with position=false"
-        )
     if network.context_channels:
         raise ExportError(
-            "context_channels > 0 does not run in the browser; a model that is told nothing does"
+            "context_channels > 0 does not run in the browser by itself; a cascade of two levels does"
         )
-    if not isinstance(cell.norm, CellNorm):
-        raise ExportError('norm="group" does not run in the browser; norm="cell" does')
+    settings = _settings(model, steps)
     height, width = DIFFUSION_SIZE
     channels, last = network.image_channels, model.schedule.timesteps // 2
     noise = CounterNoise(GOLDEN_SEED)
@@ -111,18 +109,7 @@ def _diffusion(model: Denoiser, steps: int) -> dict[str, Any]:
     with firing_from(model, noise), torch.no_grad():
         output = network(start, model.schedule.time(torch.tensor([last])))
     image = sample(model, (height, width), sampler=ddim, steps=steps, seed=GOLDEN_SEED)
-    return {
-        "kind": "diff-nca",
-        "channels": network.channels,
-        "hidden": cell.widen.out_channels,
-        "steps": network.steps,
-        "image_channels": channels,
-        "update_probability": network.update_probability,
-        "encoding": cell.encoding,
-        "target": model.target,
-        "alpha_bar": model.schedule.alpha_bar.tolist(),
-        "sampler_steps": steps,
-        "tensors": _tensors(cell),
+    return settings | {
         "golden": {
             "seed": GOLDEN_SEED,
             "size": [height, width],
@@ -130,6 +117,58 @@ def _diffusion(model: Denoiser, steps: int) -> dict[str, Any]:
             "output": _base64(output[0].permute(1, 2, 0)),
             "sample": _base64(image[0].permute(1, 2, 0)),
         },
+    }
+
+
+def _cascade(model: Cascade, steps: int) -> dict[str, Any]:
+    if type(model.below.network) is not DiffNCA or isinstance(model.below, Cascade):
+        raise ExportError("a cascade of two levels runs in the browser; `join` its coarsest two")
+    height, width = DIFFUSION_SIZE
+    like = torch.empty(1, model.image_channels, height // model.factor, width // model.factor)
+    layout = CounterNoise(GOLDEN_SEED).normal(like, Purpose.START, 0).clamp(-1, 1)
+    laid_out = model.laid_out(layout, GOLDEN_STRENGTH)
+    image = sample(laid_out, (height, width), sampler=ddim, steps=steps, seed=GOLDEN_SEED)
+    level = Denoiser(model.network, model.schedule, model.target)
+    return {
+        "kind": "cascade",
+        "image_channels": model.image_channels,
+        "factor": model.factor,
+        "noise": model.amount,
+        "sampler_steps": steps,
+        "below": _settings(model.below, steps),
+        "level": _settings(level, steps) | {"context_channels": level.network.context_channels},
+        "golden": {
+            "seed": GOLDEN_SEED,
+            "size": [*like.shape[2:]],
+            "strength": GOLDEN_STRENGTH,
+            "layout": _base64(layout[0].permute(1, 2, 0)),
+            "sample": _base64(image[0].permute(1, 2, 0)),
+        },
+    }
+
+
+def _settings(model: Denoiser, steps: int) -> dict[str, Any]:
+    network: Any = model.network
+    cell = network.cell
+    if cell.position:
+        raise ExportError(
+            "position=true does not run in the browser: the rule would differ from cell to cell; "
+            "train with position=false"
+        )
+    if not isinstance(cell.norm, CellNorm):
+        raise ExportError('norm="group" does not run in the browser; norm="cell" does')
+    return {
+        "kind": "diff-nca",
+        "channels": network.channels,
+        "hidden": cell.widen.out_channels,
+        "steps": network.steps,
+        "image_channels": network.image_channels,
+        "update_probability": network.update_probability,
+        "encoding": cell.encoding,
+        "target": model.target,
+        "alpha_bar": model.schedule.alpha_bar.tolist(),
+        "sampler_steps": steps,
+        "tensors": _tensors(cell),
     }
 
 

@@ -20,6 +20,7 @@ from nca_lib.__main__ import main
 from nca_lib.automaton import GrowingNCA, states
 from nca_lib.book.demo import Demo, diffusion_demo, growing_demo
 from nca_lib.book.export import ExportError, export, rounded
+from nca_lib.cascade import Cascade
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import MLP, Denoiser, clean_of, noise_schedule
 from nca_lib.editing import KnownPixels
@@ -360,3 +361,52 @@ def test_inside_a_call_are_the_automatons_states_and_a_cells_influence_moves_a_c
         reached = (array(influence, 13, 15, 1)[0] > 0).nonzero()
         assert (reached - torch.tensor([6, 7])).abs().max() <= step
         assert len(reached) > step
+
+
+def told(channels: int, steps: int) -> Denoiser:
+    return untrained(channels=channels, steps=steps, context_channels=4, update_probability=0.8)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+def test_a_cascade_tells_its_cells_what_pytorchs_does(strength: float, sampler: str) -> None:
+    model = Cascade(untrained(update_probability=0.7), told(14, 4), 3, noise=0.2)
+    layout = torch.rand(1, 3, 4, 5, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    script = """
+    const frames = [...E.load(given.model).sample({
+      layout: floats(given.layout), height: 4, width: 5,
+      strength: given.strength, seed: 2 ** 32 - 3, steps: 6, sampler: given.sampler,
+    })];
+    const calls = [0, 1].map((level) => frames.filter((f) => f.level === level && f.call).length);
+    console.log(JSON.stringify([text(frames.at(-1).image), calls, frames.at(-1).t]));
+    """
+    given = {"layout": base64_of(layout[0]), "strength": strength, "sampler": sampler}
+    image, calls, last = node(script, model=export(model), **given)
+    assert (calls, last) == ([6 if strength else 0, 6], -1)
+    copy: Any = rounded(model)
+    expected = sample(
+        copy.laid_out(layout, strength), (12, 15), sampler=SAMPLERS[sampler], steps=6, seed=2**32 - 3
+    )
+    torch.testing.assert_close(array(image, 12, 15, 3), expected[0], atol=PARITY, rtol=0)
+
+
+def test_the_context_is_read_and_never_written() -> None:
+    script = """
+    const { network } = E.load(given.model).level, noise = new E.CounterNoise(3);
+    network.context = noise.normal(5, 6, 4, 3, 0);
+    const image = noise.normal(5, 6, 3, 0, 0), found = [];
+    for (const state of network.states(image, 5, 6, 0.5, noise)) {
+      found.push(text(network.part(state, 5, 6, 6, 10)));
+    }
+    console.log(JSON.stringify([found.every((kept) => kept === text(network.context)), found.length]));
+    """
+    model = Cascade(untrained(), told(14, 4), 3)
+    assert node(script, model=export(model)) == [True, 4]
+
+
+def test_of_a_cascade_two_levels_run_in_the_browser() -> None:
+    middle = Cascade(untrained(), told(14, 4), 2)
+    with pytest.raises(ExportError, match="two levels"):
+        export(Cascade(middle, told(14, 4), 2))
+    with pytest.raises(ExportError, match="context_channels"):
+        export(told(14, 4))

@@ -199,8 +199,13 @@ class DiffNCA {
     Object.assign(this, {
       channels: model.channels, hidden: model.hidden, steps: model.steps, images: model.image_channels,
       encoding: model.encoding, probability: Math.fround(model.update_probability), weights: tensorsOf(model),
+      told: model.context_channels ?? 0, context: null, // context: what cells are told, zeros if null
     });
     const { channels, hidden, weights } = this, around = channels + 4; // 4: channels of the embedding
+    // As the image, the context is never written: after image and prediction.
+    const first = 2 * this.images;
+    weights["narrow.weight"].fill(0, first * hidden, (first + this.told) * hidden);
+    weights["narrow.bias"].fill(0, first, first + this.told);
     this.perceived = fourfold(channels);
     this.wide = fourfold(hidden);
     this.updates = fourfold(channels - this.images); // the image is never written
@@ -276,13 +281,21 @@ class DiffNCA {
     return this.part(last, height, width, this.images, 2 * this.images);
   }
 
+  // The state before the first step: image, zeros for the prediction, context, zeros.
+  seed(noisy, height, width) {
+    const { channels, images, told, context } = this, state = new Float32Array(height * width * channels);
+    for (let cell = 0; cell < height * width; cell++) {
+      for (let c = 0; c < images; c++) state[cell * channels + c] = noisy[cell * images + c];
+      for (let c = 0; context && c < told; c++) state[cell * channels + 2 * images + c] = context[cell * told + c];
+    }
+    return state;
+  }
+
   // The state after each of the K steps, larger by a cell on each side; what is yielded is used again.
   *states(noisy, height, width, time, noise) {
-    const { channels, images } = this, size = (height + 2) * (width + 2), cells = new Int32Array(height * width);
+    const { channels } = this, size = (height + 2) * (width + 2), cells = new Int32Array(height * width);
     let now = new Float32Array(size * channels), next = new Float32Array(size * channels);
-    const start = new Float32Array(height * width * channels);
-    for (let i = 0; i < noisy.length; i++) start[Math.floor(i / images) * channels + (i % images)] = noisy[i];
-    copyRows(start, now, height, width, channels, false);
+    copyRows(this.seed(noisy, height, width), now, height, width, channels, false);
     for (let k = 0; k < this.steps; k++) {
       this.fold(time, k / this.steps);
       this.reflect(now, height, width);

@@ -109,8 +109,7 @@ class GpuDiffNCA {
   // As the network's forward, but it comes later.
   async forward(noisy, height, width, time, noise) {
     const { network, device, pipeline } = this, { channels, images, steps } = network, cells = height * width;
-    const start = new Float32Array(cells * channels), fires = new Float32Array(steps * aligned(cells)), { all, block } = this.weightsOf(time);
-    noisy.forEach((value, i) => { start[Math.floor(i / images) * channels + (i % images)] = value; });
+    const start = network.seed(noisy, height, width), fires = new Float32Array(steps * aligned(cells)), { all, block } = this.weightsOf(time);
     if (network.probability < 1) {
       for (let i = 0; i < steps * cells; i++) {
         const k = Math.floor(i / cells), cell = i % cells;

@@ -1,6 +1,6 @@
 // Randomness addressed by coordinate, equal to nca_lib/noise.py. No dependencies.
 
-const START = 0, SAMPLER = 1, FIRING = 2; // what a random number is for
+const START = 0, SAMPLER = 1, FIRING = 2, CONTEXT = 3; // what a random number is for
 
 function highWord(a, b) { // of the 64-bit product of two 32-bit words
   const ah = a >>> 16, al = a & 0xffff, bh = b >>> 16, bl = b & 0xffff;
@@ -66,4 +66,4 @@ class CounterNoise {
   }
 }
 
-export { CounterNoise, FIRING, SAMPLER, START, philox };
+export { CONTEXT, CounterNoise, FIRING, SAMPLER, START, philox };

@@ -6,6 +6,8 @@ import { CounterNoise, FIRING, SAMPLER, START, philox } from "./noise.js";
 import { DiffNCA, GrowingNCA, MLP, halfFloats } from "./engine.js";
 import { GpuDiffNCA } from "./gpu.js";
 import { Plane } from "./region.js";
+import { Cascade } from "./cascade.js";
+import { Drawing } from "./way.js";
 
 // The timesteps to visit from T-1 to 0, evenly spaced, and -1 for the clean image; halves round to even, as there.
 function timestepArray(timesteps, steps) {
@@ -42,8 +44,9 @@ function repaintPath(visited, jump, repeats) {
   });
 }
 
-class Denoiser {
+class Denoiser extends Drawing {
   constructor(model) {
+    super();
     this.network = model.kind === "mlp" ? new MLP(model) : new DiffNCA(model);
     this.images = model.image_channels;
     this.target = model.target;
@@ -60,6 +63,19 @@ class Denoiser {
 
   time(t) {
     return Math.fround(t / this.alphaBar.length);
+  }
+
+  gpu() {
+    return GpuDiffNCA.of(this.network);
+  }
+
+  // What makes a way begin with an image noised to `strength` T, and spread its steps over what is left: FromImage there.
+  varied(image, strength, { height, width, seed, steps }) {
+    const t = Math.max(Math.round(strength * this.alphaBar.length) - 1, 0), signal = this.signal(t), sigma = this.sigma(t);
+    if (t === this.alphaBar.length - 1) return {}; // from noise alone, as any sample
+    const start = new CounterNoise(seed).normal(height, width, this.images, START, 0);
+    const noised = start.map((v, i) => signal * image[i] + sigma * v);
+    return { from: { image: noised, t }, timestepsLeft: timestepArray(t + 1, Math.min(steps, t + 1)) };
   }
 
   // The clean image under `noisy`, clipped to [-1, 1]. In float32 as PyTorch: at the first timesteps `signal` is tiny,
@@ -79,36 +95,12 @@ class Denoiser {
   // the pixels of `picture` stay; they are put in noised to the timestep reached, as RePaint does. `y`, `x` say where
   // on a larger canvas this one lies, `sample` which of a batch it is. Yields the image to begin with (clean: null), then
   // after each call of the network; t is the noise level of the image, -1 for the last one, which is finished.
-  *sample(settings) {
-    const way = this.way(settings, this.network);
-    for (let step = way.next(); !step.done;) {
-      if (step.value.output) step = way.next(step.value.output);
-      else {
-        yield step.value;
-        step = way.next();
-      }
-    }
-  }
-
-  // The same, the network's calls by a GpuDiffNCA, which answers later.
-  async *sampleBy(gpu, settings) {
-    const way = this.way(settings, gpu);
-    for (let step = way.next(); !step.done;) {
-      if (step.value.output) step = way.next(await step.value.output);
-      else {
-        yield step.value;
-        step = way.next();
-      }
-    }
-  }
-
-  // What `sample` yields, and before each of the calls' frames { output }, which whoever drives it hands back.
   *way({ height, width, seed, steps, sampler = "ddim", from = null, picture = null, known = null, jump = 5,
-    repeats = 1, y = 0, x = 0, sample = 0 }, network) {
+    repeats = 1, y = 0, x = 0, sample = 0, timestepsLeft = null }, network) {
     const { images } = this, timesteps = this.alphaBar.length, noise = new CounterNoise(seed, y, x, sample);
     const drawn = (purpose, step) => noise.normal(height, width, images, purpose, step), visits = new Map();
     const even = sampler !== "dpm_solver" || repeats > 1;
-    const visited = even ? timestepArray(timesteps, steps) : logSnrArray(this.alphaBar, steps);
+    const visited = timestepsLeft ?? (even ? timestepArray(timesteps, steps) : logSnrArray(this.alphaBar, steps));
     const path = repaintPath(visited, jump, repeats).filter((t) => !from || t <= from.t);
     const calls = path.filter((t, i) => path[i + 1] < t).length, eta = sampler === "ddpm" ? 1 : 0;
     let image = from ? from.image : drawn(START, 0), call = 0, previous = null, stride = 0;
@@ -171,7 +163,11 @@ class Denoiser {
 const planeOf = (denoiser, seed, steps) =>
   new Plane(denoiser, seed, timestepArray(denoiser.alphaBar.length, steps));
 
-const load = (model) => (model.kind === "growing-nca" ? new GrowingNCA(model) : new Denoiser(model));
+function load(model) {
+  if (model.kind === "growing-nca") return new GrowingNCA(model);
+  if (model.kind === "cascade") return new Cascade(new Denoiser(model.below), new Denoiser(model.level), model.factor, model.noise);
+  return new Denoiser(model);
+}
 
 // ---- In a worker --------------------------------------------------------------------------------------------------
 
@@ -189,7 +185,7 @@ function serve(scope) {
       scope.postMessage({ state, step: first + steps }, [state.buffer]);
     }
     if (data.sample) {
-      const gpu = data.gpu ? await GpuDiffNCA.of(model.network) : null;
+      const gpu = data.gpu ? await model.gpu() : null;
       way = gpu ? model.sampleBy(gpu, data.sample) : model.sample(data.sample);
       on = gpu ? "GPU" : "processor";
     }
