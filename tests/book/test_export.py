@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,25 @@ def test_samples_equal_pytorchs(kind: str, sampler: str) -> None:
     expected = sample(copy, (9, 14), sampler=SAMPLERS[sampler], steps=12, seed=5)
     assert calls == 12
     torch.testing.assert_close(array(image, 9, 14, channels), expected[0], atol=PARITY, rtol=0)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_ddim_with_fresh_noise_equals_pytorchs(kind: str) -> None:
+    model = untrained(**MODELS[kind])
+    script = """
+    let frame;
+    const settings = { height: 9, width: 14, seed: 5, steps: 12, sampler: "ddim", eta: given.eta };
+    for (frame of E.load(given.model).sample(settings));
+    console.log(JSON.stringify(text(frame.image)));
+    """
+    found = [
+        array(node(script, model=export(model), eta=eta), 9, 14, model.network.image_channels)
+        for eta in (0, 0.35)
+    ]
+    noisy = partial(SAMPLERS["ddim"], eta=0.35)
+    expected = sample(rounded(model), (9, 14), sampler=noisy, steps=12, seed=5)[0]
+    torch.testing.assert_close(found[1], expected, atol=PARITY, rtol=0)
+    assert (found[0] - found[1]).abs().max() > 100 * PARITY
 
 
 def test_a_filled_hole_equals_the_librarys_and_keeps_what_is_known() -> None:
