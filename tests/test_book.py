@@ -23,6 +23,7 @@ EXERCISE = re.compile(r"\{exercise\}.*?:label:\s*(\S+)", re.DOTALL)
 OPTION = re.compile(r"^:[a-z]+:.*$", re.MULTILINE)  # of a directive; alt text stands for a picture
 TITLE = re.compile(r"\{exercise\} (.+)")
 MARK = re.compile(r" (★|★★|★★★, open)$")
+TARGET = re.compile(r"\]\([^)\s]*\)")  # of a link
 SOLUTION = re.compile(r"\{solution(?:-start)?\}\s*(\S+)")
 CITATION = re.compile(r"\[([^][]+?)(?: \[|, )(\d{4})\]?\]\(bibliography\.md#(\w+)\)")
 IMAGE_WITHOUT_ALT = re.compile(r"!\[\s*\]\(")
@@ -38,7 +39,7 @@ class Chapter:
         self.text = "\n\n".join("".join(c["source"]) for c in self.cells if c["cell_type"] == "markdown")
 
     def words(self) -> int:
-        prose = OPTION.sub(" ", MATHEMATICS.sub(" ", self.text))
+        prose = OPTION.sub(" ", MATHEMATICS.sub(" ", TARGET.sub("]", self.text)))
         return len(re.findall(r"[A-Za-z][A-Za-z'-]*", prose))
 
 
