@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -91,6 +92,8 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
     if device.type == "mps" or not compiler:
         print(f"not compiling: {'unsupported on mps' if compiler else 'no C++ compiler found'}")
         return
+    if device.type != "cuda":  # the compiler looks for CUDA all the same, and warns of one without a GPU
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     # A step is compiled for each shape that it meets: two stages, training and sampling, sizes of batches.
     # Those beyond the usual eight would be left to the interpreter.
     torch._dynamo.config.recompile_limit = 64

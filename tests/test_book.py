@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from expected_pages import ROOT, toc_files
+from pybtex.database import parse_file
+from pybtex.richtext import Text
 
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
 CHAPTERS = [path for path in NOTEBOOKS if path.stem[:2].isdigit() and path.stem != "00_explore"]
+WORKS = parse_file(BOOK / "references.bib")
 STRIP = "run: jupyter nbconvert --clear-output --inplace book/*.ipynb"
 WORDS = (1200, 4500)
 EXERCISES = 3
@@ -20,8 +23,9 @@ EXERCISE = re.compile(r"\{exercise\}.*?:label:\s*(\S+)", re.DOTALL)
 OPTION = re.compile(r"^:[a-z]+:.*$", re.MULTILINE)  # of a directive; alt text stands for a picture
 TITLE = re.compile(r"\{exercise\} (.+)")
 MARK = re.compile(r" (★|★★|★★★, open)$")
+TARGET = re.compile(r"\]\([^)\s]*\)")  # of a link
 SOLUTION = re.compile(r"\{solution(?:-start)?\}\s*(\S+)")
-CITATION = re.compile(r"\{cite[:a-z]*\}`([^`]+)`")
+CITATION = re.compile(r"\[([^][]+?)(?: \[|, )(\d{4})\]?\]\(bibliography\.md#(\w+)\)")
 IMAGE_WITHOUT_ALT = re.compile(r"!\[\s*\]\(")
 FIGURE = re.compile(r"\{(?:figure|image)\}[^\n]*\n(.*?)^(?:`{3,}|:{3,})", re.MULTILINE | re.DOTALL)
 
@@ -35,7 +39,7 @@ class Chapter:
         self.text = "\n\n".join("".join(c["source"]) for c in self.cells if c["cell_type"] == "markdown")
 
     def words(self) -> int:
-        prose = OPTION.sub(" ", MATHEMATICS.sub(" ", self.text))
+        prose = OPTION.sub(" ", MATHEMATICS.sub(" ", TARGET.sub("]", self.text)))
         return len(re.findall(r"[A-Za-z][A-Za-z'-]*", prose))
 
 
@@ -76,11 +80,9 @@ def test_solutions_are_folded(chapter: Chapter) -> None:
 
 
 def test_exercises_tell_their_difficulty(chapter: Chapter) -> None:
-    """In chapters that mark any: each by one to three stars, and the last is an open project."""
+    """Each by one to three stars; one, the last, is an open project."""
     titles = TITLE.findall(chapter.text)
     marks = [MARK.search(title) for title in titles]
-    if not any(marks):
-        return
     assert all(marks), titles
     assert [mark[1] == "★★★, open" for mark in marks if mark] == [False] * (len(titles) - 1) + [True]
 
@@ -96,10 +98,33 @@ def test_chapter_ends_with_exercises_and_a_summary(chapter: Chapter) -> None:
 
 
 def test_citations_are_in_the_bibliography(chapter: Chapter) -> None:
-    cited = {key.strip() for keys in CITATION.findall(chapter.text) for key in keys.split(",")}
-    known = set(re.findall(r"^@\w+\{(\S+),", (BOOK / "references.bib").read_text(), re.MULTILINE))
+    """As links, which JupyterLab shows too: the name and the year are the work's."""
+    cited = CITATION.findall(chapter.text)
     assert cited
-    assert cited <= known
+    assert len(cited) == chapter.text.count("bibliography.md#")
+    for names, year, key in cited:
+        assert (names, year) == named(key)
+
+
+def named(key: str) -> tuple[str, str]:
+    """Author or authors of a work, and its year, as the text calls them."""
+    work = WORKS.entries[key]
+    people = [str(Text.from_latex(" ".join(p.prelast_names + p.last_names))) for p in work.persons["author"]]
+    names = " and ".join(people) if len(people) <= 2 and "others" not in people else f"{people[0]} et al."
+    return names, work.fields["year"]
+
+
+def test_in_jupyterlab_solutions_are_folded(chapter: Chapter) -> None:
+    """By headings that the pages leave out: a folded one before each, and another after it."""
+    for number, cell in enumerate(chapter.cells):
+        source = "".join(cell["source"])
+        if source.startswith("```{solution-start}"):
+            before = chapter.cells[number - 1]
+            assert "".join(before["source"]) == "#### Solution"
+            assert before["metadata"] == {"tags": ["remove-cell"], "jp-MarkdownHeadingCollapsed": True}
+        if "{solution-end}" in source:
+            assert source.strip() == "```{solution-end}\n```"
+            assert re.match("#{1,4} ", "".join(chapter.cells[number + 1]["source"]))
 
 
 def test_pictures_have_words(chapter: Chapter) -> None:

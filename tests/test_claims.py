@@ -1,11 +1,18 @@
-"""What chapters 6 and 8 say in so many words holds in the rows that they show."""
+"""What the chapters say in so many words holds in rows, records and recipes."""
 
 import json
+import re
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
 import pytest
 from expected_pages import ROOT
+
+from nca_lib.book.pages import WEB
+from nca_lib.canvas.tiles import SMALLEST
+from nca_lib.experiments.settings import Experiment
+from nca_lib.weights import record
 
 Row = dict[str, Any]
 EXTRACTORS = {"nca-features-1", "efficientnet-lite0-block-7"}
@@ -89,3 +96,72 @@ def test_fixed_masks_change_nothing() -> None:
         fixed, fresh = found[sampler, calls, "fixed"], found[sampler, calls, "fresh"]
         off = fixed["frechet_distance"] - fresh["frechet_distance"]
         assert firing != "fixed" or abs(off) < fresh["standard_error"]
+
+
+def test_ten_calls_of_second_order_are_twenty_of_the_others_by_one_extractor_only() -> None:
+    """What the explorer of calls is asked in 00_explore."""
+    found = {(row["model"], row["sampler"], row["calls"]): row["extractors"] for row in rows("calls")}
+    ahead = {
+        name: all(
+            found["tissue-diff-nca", "dpm_solver", 10][name]["frechet_distance"]
+            < found["tissue-diff-nca", other, 20][name]["frechet_distance"]
+            for other in ("ddim", "ddpm")
+        )
+        for name in EXTRACTORS
+    }
+    assert sorted(ahead.values()) == [False, True]
+
+
+def near(value: float, said: float, part: float = 0.1) -> bool:
+    return abs(value - said) <= part * said
+
+
+def size(name: str) -> int:
+    return record(name)["parameters"]
+
+
+def web(name: str) -> dict[str, Any]:
+    return json.loads((WEB / f"{name}.json").read_text())
+
+
+def rollouts(name: str) -> tuple[int, int]:
+    growing = Experiment.read(name).growing
+    return growing.min_rollout, growing.max_rollout
+
+
+# In which chapter, what it says, and whether that is so.
+SAID: list[tuple[str, str, Callable[[], bool]]] = [
+    ("01", "same rule of six thousand numbers", lambda: near(size("growing-regenerate"), 6_000)),
+    ("01", "with rollouts of 40 to 60 steps", lambda: rollouts("growing-grow") == (40, 60)),
+    (
+        "02",
+        "twice as wide, that was trained for 20,000 steps",
+        lambda: record("digits-mlp")["steps"] == 20_000,
+    ),
+    ("02", "a sixth of the weights", lambda: near(6 * size("web-digits"), size("digits-mlp"))),
+    ("03", "about 70 thousand parameters", lambda: near(size("tissue-diff-nca"), 70_000, 0.03)),
+    ("03", "with 25 thousand parameters", lambda: near(size("web-tissue"), 25_000, 0.03)),
+    ("03", "20 denoiser calls of eight steps", lambda: web("web-tissue")["sampler_steps"] == 20),
+    ("03", "20 denoiser calls of eight steps", lambda: web("web-tissue")["steps"] == 8),
+    ("06", "an automaton of 25 thousand parameters", lambda: near(size("web-tissue"), 25_000, 0.03)),
+    ("07", "at most 20,480 numbers", lambda: SMALLEST == 20_480),
+    ("08", "an eighth of the parameters", lambda: near(8 * size("faces-fourier"), 1.1e6)),
+    ("08", "256 samples, our extractor alone", lambda: counts("tissue-resting") == {256}),
+    ("09", "three rules of 70 thousand parameters", lambda: near(size("tissue-cascade"), 210_000, 0.03)),
+    ("09", "some hundred steps only", lambda: 100 < record("tissue-cascade")["levels"][-1]["steps"] < 1000),
+]
+
+
+def counts(model: str) -> set[int]:
+    return {row["count"] for row in rows("calls") if row["model"] == model}
+
+
+@pytest.mark.parametrize(("chapter", "words", "so"), SAID, ids=[words for _, words, _ in SAID])
+def test_numbers_in_prose_are_those_of_records_and_recipes(
+    chapter: str, words: str, so: Callable[[], bool]
+) -> None:
+    (path,) = (ROOT / "book").glob(f"{chapter}_*.ipynb")
+    cells = json.loads(path.read_text())["cells"]
+    text = re.sub(r"\s+", " ", " ".join("".join(cell["source"]) for cell in cells))
+    assert words in text, "the sentence has changed: change it here too"
+    assert so()

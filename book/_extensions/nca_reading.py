@@ -79,6 +79,14 @@ def _explain_terms(app: Sphinx, document: nodes.document, docname: str) -> None:
             reference["reftitle"] = known[identifier]
 
 
+def _know_works(app: Sphinx, env: BuildEnvironment) -> list[str]:
+    """Links to `bibliography.md#key` lead to a work; they read well in JupyterLab, which knows no roles of BibTeX."""
+    slugs = env.metadata["book/bibliography"].setdefault("myst_slugs", {})
+    for key in env.get_domain("cite").bibdata.data.entries:
+        slugs[key] = (0, nodes.make_id(key), key)
+    return []
+
+
 def _number_by_file(app: Sphinx, env: BuildEnvironment) -> list[str]:
     """A chapter has the number of its file's name, so that one still to be written leaves its number free."""
     for docname, anchors in env.toc_secnumbers.items():
@@ -101,6 +109,7 @@ def _number_by_file(app: Sphinx, env: BuildEnvironment) -> list[str]:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.connect("doctree-read", _add_time)
+    app.connect("env-updated", _know_works)
     # after Sphinx, which counts, by its listener of priority 500
     app.connect("env-get-updated", _number_by_file, priority=600)
     app.connect("doctree-resolved", _explain_terms)

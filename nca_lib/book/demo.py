@@ -9,17 +9,20 @@ from __future__ import annotations
 import base64
 import json
 import os
-from typing import Any, get_args
+from collections.abc import Callable
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
+from nca_lib import weights
+from nca_lib.automaton import GrowingNCA
 from nca_lib.book.export import export, rounded
 from nca_lib.book.figures import to_uint8
 from nca_lib.book.film import encoded, stills
 from nca_lib.book.pages import WEB, bundle, page
 from nca_lib.book.painting import image_of_waves, wave_mask
-from nca_lib.book.players import message_states
+from nca_lib.book.players import LivingAutomaton, message_states
 from nca_lib.canvas.tiles import sample_region
 from nca_lib.cascade import Cascade
 from nca_lib.diffusion import Denoiser, ScheduleName, noise_schedule
@@ -50,7 +53,14 @@ class Demo(anywidget.AnyWidget):
 def growing_demo() -> Demo | HTML:
     """The growing automaton, trained to grow, to persist or to regenerate; erase it, plant it."""
     names = {regime: f"growing-{regime}" for regime in ("grow", "persist", "regenerate")}
-    return _automaton("growing.js", names, "a growing automaton")
+
+    def still() -> Tensor:
+        living = LivingAutomaton(cast(GrowingNCA, weights.load("growing-regenerate")), 40)
+        living.live(80)
+        return living.picture()
+
+    on_paper = "Grown in 80 steps. In the web page and in Jupyter (make lab) it lives on, and can be hurt."
+    return _automaton("growing.js", names, "a growing automaton", still, on_paper)
 
 
 def diffusion_demo(name: str = "web-tissue") -> Demo | HTML:
@@ -62,7 +72,12 @@ def diffusion_demo(name: str = "web-tissue") -> Demo | HTML:
     Raises:
         FileNotFoundError: there is no such model.
     """
-    return _automaton("diffusion.js", {name: name}, "tissue, drawn by an automaton")
+
+    def still() -> Tensor:
+        return sample(weights.load(name), (40, 40), steps=20, seed=1)[0]
+
+    on_paper = "Seed 1, twenty calls. In the web page and in Jupyter (make lab) you stop it, and take a hand."
+    return _automaton("diffusion.js", {name: name}, "tissue, drawn by an automaton", still, on_paper)
 
 
 def digits_demo(name: str = "web-digits") -> Demo | HTML:
@@ -103,17 +118,20 @@ def endless_plane(
     Raises:
         ExportError: the browser cannot run the model; the message names the setting.
     """
-    weights = export(model, steps)
-    del weights["golden"]
+    exported = export(model, steps)
+    del exported["golden"]
     first = sample_region(rounded(model), y, x, height, width, seed, steps=steps)  # type: ignore[arg-type]
     data = {
         "engine": bundle("sampling.js"),
-        "weights": {name: weights},
+        "weights": {name: exported},
         "image": _bytes(first),
         "label": "a window of an endless image",
         **{"height": height, "width": width, "y": y, "x": x, "seed": seed, "steps": steps},
     }
-    return _shown("plane.js", data, {"a window of an endless image, drawn by an automaton": first[0]})
+    on_paper = "A window of the endless image. In the web page and in Jupyter (make lab) you move it."
+    return _shown(
+        "plane.js", data, {"a window of an endless image, drawn by an automaton": first[0]}, on_paper
+    )
 
 
 # A layout's colours, in [-1, 1]: close to the photograph's at an eighth of its scale.
@@ -317,18 +335,22 @@ def _better(name: str) -> str:
     return "lower" if any(word in name for word in _LOWER) else ""
 
 
-def _automaton(module: str, names: dict[str, str], label: str) -> Demo | HTML:
-    weights: dict[str, Any] = {}
+def _automaton(
+    module: str, names: dict[str, str], label: str, still: Callable[[], Tensor], on_paper: str
+) -> Demo | HTML:
+    models: dict[str, Any] = {}
     for shown, name in names.items():
-        weights[shown] = json.loads((WEB / f"{name}.json").read_text())
-        del weights[shown]["golden"]  # for tests; the page needs none
-    return _shown(module, {"engine": bundle("sampling.js"), "weights": weights, "label": label}, {})
+        models[shown] = json.loads((WEB / f"{name}.json").read_text())
+        del models[shown]["golden"]  # for tests; the page needs none
+    data = {"engine": bundle("sampling.js"), "weights": models, "label": label}
+    pictures = {label: still()} if "NCA_LIB_BOOK" in os.environ else {}
+    return _shown(module, data, pictures, on_paper)
 
 
-def _shown(module: str, data: dict[str, Any], still: dict[str, Tensor]) -> Demo | HTML:
+def _shown(module: str, data: dict[str, Any], still: dict[str, Tensor], on_paper: str = "") -> Demo | HTML:
     if "NCA_LIB_BOOK" not in os.environ:
         return Demo(module, data)
-    return page(module, data, stills({label: encoded(image) for label, image in still.items()}))
+    return page(module, data, stills({label: encoded(image) for label, image in still.items()}), on_paper)
 
 
 def _shape(image: Tensor) -> dict[str, int]:

@@ -80,6 +80,8 @@ def sampler_explorer(*subjects: Subject, steps: int = 20) -> Explorer | HTML:
 def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Explorer | HTML:
     """Two ways from the same noise, side by side, and where their clean estimates differ.
 
+    Where a subject has contexts, what is asked for and two strengths of guidance can be set too.
+
     Args:
         subjects: what may be sampled; both ways start from the same numbers if the images are alike in size.
         steps: denoiser calls of A and of B to begin with.
@@ -95,11 +97,15 @@ def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Ex
         steps_b: int,
         firing_b: Firing,
         seed: int,
+        wish: str = "",
+        guidance_a: int = 1,
+        guidance_b: int = 1,
     ) -> Iterator[View]:
         one, two = subjects[subject], subjects[other]
+        left_model, right_model = one.guided(wish, guidance_a), two.guided(wish, guidance_b)
         ways = [
-            _Timed(states(one.model, one.size, sampler=a, steps=steps_a, firing=firing_a, seed=seed)),
-            _Timed(states(two.model, two.size, sampler=b, steps=steps_b, firing=firing_b, seed=seed)),
+            _Timed(states(left_model, one.size, sampler=a, steps=steps_a, firing=firing_a, seed=seed)),
+            _Timed(states(right_model, two.size, sampler=b, steps=steps_b, firing=firing_b, seed=seed)),
         ]
         most = max(steps_a, steps_b)
         for number in range(1, most + 1):
@@ -109,21 +115,8 @@ def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Ex
             )
             yield _compared(left, right, ways, most)
 
-    def code(subject: int, a: str, steps_a: int, firing_a: str, other: int, b: str, **rest: object) -> str:
-        lines = [subjects[subject].code + f"from nca_lib.samplers import {', '.join(sorted({a, b}))}\n"]
-        other_model = "model" if other == subject else "other"
-        if other != subject:
-            lines.append(f'other = nca_lib.load("{subjects[other].weights}")')
-        ways = (
-            ("a", "model", subject, a, steps_a, firing_a),
-            ("b", other_model, other, b, rest["steps_b"], rest["firing_b"]),
-        )
-        for name, model, number, sampler, calls, firing in ways:
-            lines.append(
-                f"{name} = nca_lib.sample(\n    {model}, {subjects[number].size}, sampler={sampler}, "
-                f'steps={calls}, seed={rest["seed"]}, firing="{firing}"\n)'
-            )
-        return "\n".join(lines)
+    def code(**values: Any) -> str:
+        return _compared_code(subjects, **values)
 
     firing = list(get_args(Firing))
     told = "which cells update: drawn at each call, drawn once, or all by their expected update"
@@ -138,8 +131,43 @@ def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Ex
         "steps_b": slider("B: steps", steps[1], 1, most, 1, CALLS),
         "firing_b": choice("B: firing", firing, "fresh", told),
         "seed": slider("seed", 0, 0, 99, 1, SEED),
+        **_guidance(subjects),
     }
     return explore(controls, views, "two samples from the same noise", "frame", code)
+
+
+def _guidance(subjects: tuple[Subject, ...]) -> dict[str, Control]:
+    """What is asked for, and how strongly; nothing where no model reads a context."""
+    wishes = list(dict.fromkeys(wish for subject in subjects for wish in subject.contexts))
+    if not wishes:
+        return {}
+    told = "1: the model as it is, 0: told nothing, more: further from what it draws untold"
+    return {
+        "wish": choice("asked for", wishes, wishes[0], "what both are told, by their context"),
+        "guidance_a": slider("A: guidance", 1, 0, 8, 1, told),
+        "guidance_b": slider("B: guidance", 4, 0, 8, 1, told),
+    }
+
+
+def _compared_code(subjects: tuple[Subject, ...], **values: Any) -> str:
+    one, two = subjects[values["subject"]], subjects[values["other"]]
+    names = ", ".join(sorted({values["a"], values["b"]}))
+    lines = [one.code + f"from nca_lib.samplers import {names}\n"]
+    if two is not one:
+        lines.append(f'other = nca_lib.load("{two.weights}")')
+    if one.contexts or two.contexts:
+        lines.insert(0, "from nca_lib.cascade import Guided\n")
+    ways = (("a", "model", one), ("b", "model" if two is one else "other", two))
+    for name, model, subject in ways:
+        if subject.contexts:
+            context = f'contexts["{values["wish"]}"]'  # the names that the explorer was given
+            model = f"Guided({model}, {context}, {values[f'guidance_{name}']})"
+        sampler, calls, firing = values[name], values[f"steps_{name}"], values[f"firing_{name}"]
+        lines.append(
+            f"{name} = nca_lib.sample(\n    {model}, {subject.size}, sampler={sampler}, "
+            f'steps={calls}, seed={values["seed"]}, firing="{firing}"\n)'
+        )
+    return "\n".join(lines)
 
 
 class _Timed:

@@ -40,17 +40,21 @@ def bundle(name: str) -> str:
     return "\n".join(joined.values())
 
 
-def page(module: str, traits: dict[str, Any], still: str = "") -> HTML:
+def page(module: str, traits: dict[str, Any], still: str = "", on_paper: str = "") -> HTML:
     """A component as part of a page: an element, its traits as JSON, and one module script.
 
     Args:
         module: a file of `web/` whose default export renders as anywidget's do.
         traits: what the component's model holds.
         still: HTML that stands there until the script runs, and where none does.
+        on_paper: a caption for the still, which is then what is printed: for components that compute only
+            while they are seen. The others are printed as they stand.
     """
     mount = f"nca-demo-{next(_MOUNTS)}"
     data = json.dumps(traits, separators=(",", ":")).replace("<", "\\u003c")  # no "</script>" ends it early
     script = bundle(module) + (WEB / "shim.js").read_text().replace("MOUNT", mount)
+    if on_paper:
+        still = f'<figure class="nca-demo-still">{still}<figcaption>{on_paper}</figcaption></figure>'
     return HTML(
         f'<div id="{mount}">{still}</div>\n'
         "<noscript>This can be explored where JavaScript runs.</noscript>\n"

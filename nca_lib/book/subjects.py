@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from nca_lib.book.film import line_chart
 from nca_lib.book.painting import own_image
 from nca_lib.book.panel import Control, choice
 from nca_lib.book.players import sharing_weights
+from nca_lib.cascade import Guided
 from nca_lib.diffusion import Denoiser, NoiseSchedule
 from nca_lib.samplers import SAMPLERS, Sampler, SamplerState, trajectory
 
@@ -29,17 +30,24 @@ class Subject:
         model: a trained denoiser.
         images: (N, C, H, W) in [-1, 1]; their size is what is sampled.
         weights: what `nca_lib.load` calls it, for the lines of code that an explorer hands out.
+        contexts: of a model that reads a context: what may be asked for, (1, G, H, W), by its name; the same
+            names for all that are compared.
     """
 
     name: str
     model: Denoiser
     images: Tensor
     weights: str = ""
+    contexts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the images."""
         return cast(tuple[int, int], tuple(self.images.shape[2:]))
+
+    def guided(self, wish: str, strength: float) -> Denoiser:
+        """The model asked for `wish`, by so much guidance; one that reads no context is as it is."""
+        return Guided(self.model, self.contexts[wish], strength) if self.contexts else self.model
 
     def image(self, number: int, own: bytes = b"") -> Tensor:
         """An image by number, after the last again the first; or the picture whose file is `own`."""
@@ -80,6 +88,21 @@ def shipped() -> list[Subject]:
         ("faces", "faces-fourier", torch.stack([faces.image(n, rng) for n in range(16)])),
     ]
     return [Subject(name, cast(Denoiser, load(kind)), images, kind) for name, kind, images in sources]
+
+
+def digits_by_class(weights: str) -> Subject:
+    """A model of the recipe `digits-by-class`, which is trained here and does not ship: ask it for a digit.
+
+    Args:
+        weights: a file that training wrote.
+    """
+    from nca_lib import load
+    from nca_lib.data.conditional import class_planes
+    from nca_lib.data.digits import Digits
+
+    images = Digits(32, split="test").images[:16]
+    wishes = {str(digit): class_planes([digit], (32, 32)) for digit in range(10)}
+    return Subject("digits by class", cast(Denoiser, load(weights)), images, weights, wishes)
 
 
 def which(subjects: tuple[Subject, ...], name: str = "subject", words: str = "model") -> dict[str, Control]:

@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
@@ -12,13 +13,18 @@ import torch
 from IPython.display import HTML
 
 import nca_lib
+from nca_lib import weights
 from nca_lib.book import demo, explorers
 from nca_lib.book.figures import image_bytes
 from nca_lib.book.film import PAGE_BYTES, PAGE_FRAMES, View, film_page
 from nca_lib.book.panel import Explorer
-from nca_lib.book.subjects import Subject, level_words, radial_power, states
+from nca_lib.book.subjects import Subject, digits_by_class, level_words, radial_power, states
+from nca_lib.cascade import Guided
+from nca_lib.data.conditional import class_planes
 from nca_lib.data.digits import Digits
-from nca_lib.diffusion import noise_schedule
+from nca_lib.diff_nca import DiffNCA
+from nca_lib.diffusion import Denoiser, noise_schedule
+from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import SAMPLERS, sample
 
 
@@ -136,6 +142,44 @@ def test_the_code_that_is_handed_out_runs_and_makes_what_is_shown(
     *_, last = explorer._views(**values)
     picture = next(image for label, image in last.pictures.items() if label != "what is known")
     torch.testing.assert_close(shown[0].clamp(-1, 1), picture.clamp(-1, 1), atol=1e-4, rtol=0)
+
+
+@pytest.mark.usefixtures("live")
+def test_guidance_is_compared_where_a_model_reads_what_it_is_asked_for(digits: Subject) -> None:
+    torch.manual_seed(0)
+    network = DiffNCA(channels=16, hidden=8, steps=2, image_channels=1, context_channels=10)
+    model = Denoiser(network, noise_schedule("cosine", 30), "v")
+    contexts = {str(digit): class_planes([digit], (8, 8)) for digit in (3, 8)}
+    explorer = explorers.compare_explorer(
+        Subject("asked", model, digits.images, "asked", contexts), steps=(3, 3)
+    )
+    assert isinstance(explorer, Explorer)
+    explorer.set(wish="8", guidance_a=1, guidance_b=5, b="ddim")
+    explorer.wait(30)
+    explorer.close()
+    values = {name: control.value for name, control in explorer.controls.items()}
+    *_, last = explorer._views(**values)
+    for picture, strength in zip(last.pictures.values(), (1, 5), strict=False):
+        asked = Guided(model, contexts["8"], strength)
+        torch.testing.assert_close(picture, sample(asked, (8, 8), steps=3)[0].clamp(-1, 1))
+    names: dict[str, Any] = {"contexts": contexts}
+    exec(explorer.film.code.replace('nca_lib.load("asked")', "asked"), names | {"asked": model}, names)
+    torch.testing.assert_close(names["b"], sample(Guided(model, contexts["8"], 5), (8, 8), steps=3))
+    plain = explorers.compare_explorer(digits, steps=(1, 1))
+    assert isinstance(plain, Explorer)
+    plain.close()
+    assert not {"wish", "guidance_a", "guidance_b"} & plain.controls.keys()
+
+
+def test_a_model_trained_here_is_asked_for_digits(tmp_path: Path) -> None:
+    experiment = Experiment.read("digits-by-class")
+    file = tmp_path / "model.safetensors"
+    weights.save(experiment.build_model(), file, {"experiment": experiment.to_dict()})
+    subject = digits_by_class(str(file))
+    assert list(subject.contexts) == list("0123456789")
+    t = torch.tensor([200])
+    told = subject.guided("7", 1.0)(subject.images[:1], t)
+    assert told.shape == (1, 1, 32, 32)
 
 
 @pytest.mark.usefixtures("live")

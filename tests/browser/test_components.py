@@ -343,6 +343,24 @@ def test_seed_sampler_steps_and_shape_are_what_the_controls_say(open_demo: Open,
     assert (found - wanted).abs().max() <= 1
 
 
+def test_ddim_with_an_eta_of_one_draws_what_ddpm_draws(open_demo: Open) -> None:
+    page = open_demo("diffusion", reduced_motion="reduce")
+    drawn = []
+    for sampler in ("ddim", "ddpm", "ddim"):
+        page.get_by_label("sampler").select_option(sampler)
+        if drawn and sampler == "ddim":
+            page.get_by_label("eta").fill("1")
+            page.get_by_label("eta").dispatch_event("change")
+        page.get_by_label("seed").fill("5")
+        page.get_by_label("seed").press("Enter")
+        wait_until_drawn(page, 5)
+        drawn.append(page.evaluate(PIXELS))
+        assert page.get_by_label("eta").is_visible() == (sampler == "ddim")
+    assert drawn[0] != drawn[1] == drawn[2]
+    page.get_by_text("As code").last.click()
+    page.get_by_text("sampler=partial(ddim, eta=1), steps=8, seed=5").wait_for()
+
+
 def test_a_view_can_be_sent_as_an_address(open_demo: Open) -> None:
     first = open_demo("diffusion")
     wait_until_drawn(first, 1)
@@ -352,7 +370,7 @@ def test_a_view_can_be_sent_as_an_address(open_demo: Open) -> None:
     first.get_by_label("call", exact=True).fill("3")
     first.get_by_role("button", name="Link").click()
     anchor = first.evaluate("location.hash")
-    assert anchor == "#untrained&seed=5&steps=8&sampler=ddim&height=40&width=40&call=3"
+    assert anchor == "#untrained&seed=5&steps=8&sampler=ddim&eta=0&height=40&width=40&call=3"
     second = open_demo("diffusion", anchor=anchor)
     second.get_by_text("call 3 of 8").wait_for()
     second.get_by_text("stopped").wait_for()

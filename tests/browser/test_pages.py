@@ -202,3 +202,15 @@ def test_paper_is_white_and_shows_everything(browser: Browser, scheme: str) -> N
         assert (seen["cut"], seen["closed"], seen["figures"]) == (0, 0, 0)
         visit.page.evaluate("dispatchEvent(new Event('afterprint'))")
         assert visit.page.evaluate("document.documentElement.dataset.theme") == scheme
+
+
+@pytest.mark.parametrize("chapter", ["01_cells_that_grow", "03_diff_nca"])
+def test_on_paper_a_demo_is_a_still_with_a_caption(browser: Browser, chapter: str) -> None:
+    with Visit(browser, f"book/{chapter}.html") as visit:
+        still, live = visit.page.locator(".nca-demo-still"), visit.page.locator(".nca-demo-alive > .nca-demo")
+        assert not still.first.is_visible()
+        assert live.first.is_visible()
+        visit.page.emulate_media(media="print")
+        assert still.first.locator("img").bounding_box()["height"] > 150  # type: ignore[index]
+        assert "In the web page" in still.first.inner_text()
+        assert not live.first.is_visible()

@@ -56,6 +56,8 @@ function render({ model, el }) {
 
   const seed = number(0, 99999, 0), steps = number(1, timesteps, weights.sampler_steps);
   const height = number(8, 96, LENGTH), width = number(8, WIDEST, LENGTH), status = element("output");
+  const eta = range(0, 1, 0, 0.05), etaSaid = element("output", { "aria-live": "off" }, "0");
+  const etaShown = labelled("eta", eta, "of ddim: fresh noise at each step; 0 is none, 1 is as much as ddpm's");
   const sampler = select(["ddim", "ddpm", "dpm_solver"]), progress = element("progress", { value: 0, "aria-label": "denoiser calls made" });
   const draw = button("Draw new", () => anew(Number(seed.value) + 1), "another seed, from noise");
   const fill = button("Fill the hole", () => begin("filling the hole", canvas), "paint a hole first");
@@ -73,17 +75,19 @@ function render({ model, el }) {
     return frame && frame.t >= 0 ? { image: frame.image, height: run.part.height, width: run.part.width, t: frame.t,
       seed: run.settings.seed } : null;
   });
+  const stirred = () => sampler.value === "ddim" && Number(eta.value) > 0;
   const code = copyable(() => [
-    "import nca_lib", "from nca_lib.samplers import " + sampler.value, "", `model = nca_lib.load("${key}")`,
-    `image = nca_lib.sample(\n    model, (${height.value}, ${width.value}), sampler=${sampler.value}, steps=${steps.value}, seed=${seed.value}\n)`,
+    ...(stirred() ? ["from functools import partial", ""] : []), "import nca_lib", "from nca_lib.samplers import " + sampler.value, "",
+    `model = nca_lib.load("${key}")`, `image = nca_lib.sample(\n    model, (${height.value}, ${width.value}), ` +
+      `sampler=${stirred() ? `partial(ddim, eta=${eta.value})` : sampler.value}, steps=${steps.value}, seed=${seed.value}\n)`,
   ].join("\n"));
-  const link = button("Link", share, "put seed, sampler, steps, shape and place into the address");
+  const link = button("Link", share, "put seed, sampler, eta, steps, shape and place into the address");
   scrubber.className = "nca-demo-wide";
   shown.root.append(progress);
   const root = element("div", { class: "nca-demo", role: "group", "aria-label": label },
     element("div", { class: "nca-pictures" }, element("figure", {}, caption, shown.root), estimate.root),
     tools(labelled("call", scrubber, "go back, or forth again"), place), tools(draw, halt, step, fill, grow, status),
-    tools(labelled("seed", seed), labelled("sampler", sampler), labelled("steps", steps, "denoiser calls"),
+    tools(labelled("seed", seed), labelled("sampler", sampler), etaShown, etaSaid, labelled("steps", steps, "denoiser calls"),
       labelled("height", height), labelled("width", width), where, ...(model.inPage ? [link] : [])),
     tools(labelled("brush", tool, "hole: to fill. colour, new noise: on the noisy image, then go on"), labelled("colour", colour), labelled("size", size)),
     element("div", { class: "nca-demo-help" }, "Stop half-way, paint a colour on the noisy image, go on. Or paint a hole when it is " +
@@ -98,7 +102,7 @@ function render({ model, el }) {
     if (!whole) seed.value = Number(seed.value) + 1;
     canvas = next;
     const part = windowOf(next, colours), resampled = part.known.includes(1) ? REPAINT : {};
-    const settings = { seed: Number(seed.value), steps: Number(steps.value), sampler: sampler.value, ...resampled };
+    const settings = { seed: Number(seed.value), steps: Number(steps.value), sampler: sampler.value, eta: Number(eta.value), ...resampled };
     run = { part, settings, word, frames: [], at: 0, going: false, took: 0 };
     estimate.zoomTo(Math.max(1, Math.floor(SIDE / canvas.height)));
     go();
@@ -207,12 +211,14 @@ function render({ model, el }) {
     fill.disabled = going || !done || !canvas.hole.includes(1);
     grow.disabled = going || !done || canvas.width + WIDER > WIDEST;
     grow.title = canvas.width + WIDER > WIDEST ? `${WIDEST} cells is the widest` : `${WIDER} cells more to the right`;
+    etaShown.hidden = etaSaid.hidden = sampler.value !== "ddim";
+    etaSaid.textContent = eta.value;
     code.update();
   }
 
   // A view as part of the address, to be sent to somebody.
   function share() {
-    const view = { seed, steps, sampler, height, width };
+    const view = { seed, steps, sampler, eta, height, width };
     const parts = Object.entries(view).map(([name, control]) => `${name}=${control.value}`);
     if (run) parts.push(`call=${run.frames[run.at]?.call ?? 0}`);
     location.hash = `${key}&${parts.join("&")}`;
@@ -221,7 +227,7 @@ function render({ model, el }) {
   function shared() {
     if (!model.inPage || !location.hash.startsWith(`#${key}&`)) return false;
     const view = Object.fromEntries(new URLSearchParams(location.hash.slice(key.length + 2)));
-    for (const [name, control] of Object.entries({ seed, steps, sampler, height, width })) {
+    for (const [name, control] of Object.entries({ seed, steps, sampler, eta, height, width })) {
       if (view[name] !== undefined) control.value = view[name];
     }
     stopAt = view.call === undefined || view.call === view.steps ? null : Number(view.call);
@@ -240,12 +246,13 @@ function render({ model, el }) {
     inside.changed();
   });
   seed.addEventListener("change", () => anew(Number(seed.value)));
-  for (const control of [sampler, steps, height, width]) {
+  for (const control of [sampler, eta, steps, height, width]) {
     control.addEventListener("change", () => {
       for (const each of [steps, height, width]) each.value = Math.min(each.max, Math.max(each.min, Math.round(each.value) || each.min));
       anew(Number(seed.value));
     });
   }
+  eta.addEventListener("input", () => { etaSaid.textContent = eta.value; });
   size.addEventListener("input", () => shown.moveRing());
   put(el, root);
   where.hidden = true;

@@ -90,19 +90,20 @@ class Denoiser extends Drawing {
     });
   }
 
-  // "ddim" (eta 0; Song et al. 2021, eq. 12), "ddpm" (ancestral, eta 1) or "dpm_solver" (DPM-Solver++(2M), Lu et al.
+  // "ddim" (Song et al. 2021, eq. 12, with `eta`), "ddpm" (ancestral: eta 1) or "dpm_solver" (DPM-Solver++(2M), Lu et al.
   // 2022) on a canvas of any size, from noise; or `from` { image, t } on. Where `known` (one number a cell) is not 0
   // the pixels of `picture` stay; they are put in noised to the timestep reached, as RePaint does. `y`, `x` say where
   // on a larger canvas this one lies, `sample` which of a batch it is. Yields the image to begin with (clean: null), then
   // after each call of the network; t is the noise level of the image, -1 for the last one, which is finished.
-  *way({ height, width, seed, steps, sampler = "ddim", from = null, picture = null, known = null, jump = 5,
+  *way({ height, width, seed, steps, sampler = "ddim", eta = 0, from = null, picture = null, known = null, jump = 5,
     repeats = 1, y = 0, x = 0, sample = 0, timestepsLeft = null }, network) {
     const { images } = this, timesteps = this.alphaBar.length, noise = new CounterNoise(seed, y, x, sample);
     const drawn = (purpose, step) => noise.normal(height, width, images, purpose, step), visits = new Map();
     const even = sampler !== "dpm_solver" || repeats > 1;
     const visited = timestepsLeft ?? (even ? timestepArray(timesteps, steps) : logSnrArray(this.alphaBar, steps));
     const path = repaintPath(visited, jump, repeats).filter((t) => !from || t <= from.t);
-    const calls = path.filter((t, i) => path[i + 1] < t).length, eta = sampler === "ddpm" ? 1 : 0;
+    const calls = path.filter((t, i) => path[i + 1] < t).length;
+    const share = { ddpm: 1, ddim: eta, dpm_solver: 0 }[sampler]; // of the noise that DDPM draws
     let image = from ? from.image : drawn(START, 0), call = 0, previous = null, stride = 0;
     yield { image, clean: null, call, calls, t: path[0] };
     for (let place = 0; place + 1 < path.length; place++) {
@@ -122,7 +123,7 @@ class Denoiser extends Drawing {
       const bend = sampler === "dpm_solver" && previous && before >= 0 ? stride / (2 * last) : 0, old = previous;
       const ahead = bend ? clean.map((v, i) => v + bend * (v - old[i])) : clean;
       const ratio = (sigma / this.sigma(now)) ** 2 * (1 - (this.signal(now) / signal) ** 2);
-      const spread = eta * Math.sqrt(Math.max(0, ratio)), drift = Math.sqrt(Math.max(0, sigma ** 2 - spread ** 2));
+      const spread = share * Math.sqrt(Math.max(0, ratio)), drift = Math.sqrt(Math.max(0, sigma ** 2 - spread ** 2));
       const fresh = spread > 0 ? drawn(SAMPLER, address) : null;
       const put = known && before >= 0 ? drawn(START, 1 + address) : null;
       image = image.map((v, i) => {

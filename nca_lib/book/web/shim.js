@@ -5,7 +5,9 @@
   const mount = document.getElementById("MOUNT");
   const fixed = JSON.parse(document.getElementById("MOUNT-traits").textContent);
   const nothing = () => {};
-  mount.replaceChildren(); // the still picture
+  const printed = mount.querySelector(".nca-demo-still"); // book.css shows it on paper, and nowhere else
+  mount.replaceChildren(...(printed ? [printed] : []));
+  if (printed) mount.classList.add("nca-demo-alive");
   const leave = render({
     model: { get: (name) => fixed[name], set: nothing, save_changes: nothing, on: nothing, off: nothing, send: nothing,
       inPage: true },
