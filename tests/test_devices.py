@@ -213,8 +213,8 @@ def test_a_growing_step_is_one_graph_at_every_step_and_size(graphs: CompileCount
     assert graphs.frame_count == made
 
 
-# How many graphs one training and its samples in four batch sizes take, at most. An automaton has one for each
-# shape of a stage (its first state needs no gradient); others have dynamic ones after the first.
+# How many graphs one training and its samples in four batch sizes take, at most. An automaton has one for
+# each shape of a stage (its first state needs no gradient); others have dynamic ones after the first.
 BOUND = {"diff-nca": 6, "fourier-diff-nca": 12, "unet": 5, "mlp": 5, "vnca": 8}
 
 
@@ -237,6 +237,7 @@ def test_no_shape_is_left_to_the_interpreter(name: str, graphs: CompileCounter) 
 def test_arithmetic_is_as_asked_for_within_the_block_only() -> None:
     def now() -> tuple[Any, ...]:
         repeatable = torch.are_deterministic_algorithms_enabled()
+        assert torch._inductor.config.deterministic == repeatable
         return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, repeatable
 
     before = now()
