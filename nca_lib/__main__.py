@@ -243,7 +243,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if extra and "overrides" not in arguments:
             raise UsageError(f"{extra[0]!r}: unknown argument")
         told = [_overrides(extra)] if "overrides" in arguments else []
-        with processes():
+        with processes(getattr(arguments, "device", None)):
             arguments.run(arguments, *told)
     except NCAError as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ def best_device() -> torch.device:
 def device_of(name: str | torch.device | None) -> torch.device:
     """The device of that name, which works; None for the best one.
 
+    A GPU that is named by its number becomes the current one.
+
     Raises:
         UsageError: there is no such device here; the message names those that there are.
     """
@@ -40,7 +42,18 @@ def device_of(name: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {str(name)!r}: {reason:.120}; here is {', '.join(known)}") from error
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # pinned memory would else be that of the first one
     return device
+
+
+def forked_random(device: torch.device) -> AbstractContextManager[None]:
+    """A block with random numbers of its own: after it, the generators of CPU and device are as before.
+
+    torch's default forks those of all GPUs, and takes memory on each.
+    """
+    others = [] if device.type == "cpu" else [device]
+    return torch.random.fork_rng(others, device_type=device.type if others else None)
 
 
 def hardware(device: torch.device) -> str:
@@ -66,6 +79,9 @@ def arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> Iter
         tf32: float32 products with ten bits behind the point.
         deterministic: refuse algorithms whose results differ from call to call.
     """
+    compiler = nullcontext()
+    if deterministic:  # no choice of kernels by their time, which would differ from run to run
+        compiler = torch._inductor.config.patch(deterministic=True)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     benchmark, repeatable = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if device.type == "cuda":
@@ -76,7 +92,8 @@ def arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> Iter
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
         torch.use_deterministic_algorithms(True)
     try:
-        yield
+        with compiler:
+            yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = before[1], benchmark
@@ -97,13 +114,15 @@ def compile_step(model: nn.Module, device: torch.device) -> None:
     # A step is compiled for each shape that it meets: two stages, training and sampling, sizes of batches.
     # Those beyond the usual eight would be left to the interpreter.
     torch._dynamo.config.recompile_limit = 64
+    # Of several processes each compiles what it would alone, and no smaller pieces.
+    torch._dynamo.config.optimize_ddp = False
     # On a GPU the best kernels are found by trying them, a minute that sampling earns back.
     model.compile_step("max-autotune-no-cudagraphs" if device.type == "cuda" else None)  # type: ignore[operator]
 
 
 def compiler_failed(error: BaseException) -> str:
     """What to say, in one line, of an error that is the compiler's; "" of any other."""
-    if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+    if not type(error).__module__.startswith(("torch._inductor", "torch._dynamo", "triton")):
         return ""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 

@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.errors import UsageError
-from nca_lib.fast import CellWeights, Net, fast_rollout, fast_step
+from nca_lib.fast import CellWeights, Net, fast_rollout, fast_step, replayed
 from nca_lib.noise import Noise, TorchNoise
 
 EMBEDDING = 4  # channels that tell a cell where and when it is
@@ -401,9 +401,13 @@ class DiffNCA(nn.Module):
         return fast_rollout(cell, state, time, moments, masks, self.fast_step, recompute)
 
     def compile_step(self, mode: str | None) -> None:
-        """Compile the automaton's steps (their repetition stays a Python loop)."""
+        """Compile the automaton's steps (their repetition stays a Python loop).
+
+        `"max-autotune"` makes CUDA graphs of them, for sampling.
+        """
         for module in self.modules():
             if isinstance(module, Cell):
                 module.compile()
         # For each shape by itself: one graph for both stages' shapes would be a fifth slower.
-        self.fast_step = torch.compile(fast_step, mode=mode, dynamic=False)
+        step = torch.compile(fast_step, mode=mode, dynamic=False)
+        self.fast_step = replayed(step) if mode == "max-autotune" else step

@@ -8,7 +8,7 @@ weights: one set for all images if they are told the same, as when sampling, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +128,16 @@ def fast_step(state: Tensor, told: Told | None, by: CellWeights, mask: Tensor | 
         hidden = hidden * _apply(by.modulate_hidden, embedding)
     update = _multiply(hidden, by.narrow, by.narrow_bias).to(state.dtype)
     return state + (update if mask is None else mask * update)
+
+
+def replayed(step: Step) -> Step:
+    """A step that is compiled to a CUDA graph: the next replay, which overwrites the result, finds a copy."""
+
+    def kept(*given: Any) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return step(*given).clone()
+
+    return kept
 
 
 def _first_layer(cell: Cell, net: Net, clocks: Tensor, size: Sequence[int]) -> Told:

@@ -113,7 +113,12 @@ class Emulator(TorchFunctionMode):
             return {(g[0][0][0].device, dtype): g for (_, dtype), g in found}
 
         patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", grouped)
-        patch.setattr(torch.cuda, "get_rng_state", lambda *_: torch.get_rng_state())
+        for module in (torch.cuda, torch.mps):
+            patch.setattr(module, "get_rng_state", lambda *_: torch.get_rng_state())
+            patch.setattr(module, "set_rng_state", lambda state, *_: torch.set_rng_state(state))
+        patch.setattr(torch.cuda, "set_device", lambda *_: None)
+        # Scaled losses, and what asks for the precision; what autocast casts by itself stays as it is.
+        patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "get_device_name", lambda *_: "an emulated GPU")
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
         return super().__enter__()

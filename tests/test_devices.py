@@ -25,7 +25,7 @@ from nca_lib.evaluation.metrics import PrecisionRecall, measurements
 from nca_lib.experiments import state, training
 from nca_lib.experiments.settings import Experiment
 from nca_lib.fast import _pad
-from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.noise import CounterNoise, Purpose, TorchNoise, firing_from
 from nca_lib.samplers import SAMPLERS, Constraint, sample
 
 TISSUE, DIGITS = {"kind": "tissue", "size": 8}, {"kind": "digits", "size": 8}
@@ -204,31 +204,40 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
 def test_a_growing_step_is_one_graph_at_every_step_and_size(graphs: CompileCounter) -> None:
     model: Any = experiment("growing-nca").build_model()
     compile_step(model, torch.device("cpu"))
-    for batch in (4, 8, 5):
-        rollout(model, model.seed(12, batch), 9).sum().backward()
+    for batch, noise in ((4, TorchNoise()), (8, CounterNoise(0)), (5, CounterNoise(1))):
+        with firing_from(model, noise):
+            rollout(model, model.seed(12, batch), 9).sum().backward()
     assert graphs.frame_count <= 4  # the first state needs no gradient; sizes after the first are one graph
     made = graphs.frame_count
     rollout(model, model.seed(12, 7), 9).sum().backward()
     assert graphs.frame_count == made
 
 
-def test_no_shape_of_an_automaton_is_left_to_the_interpreter(graphs: CompileCounter) -> None:
-    model = experiment("fourier-diff-nca").build_model()
-    assert isinstance(model, Denoiser)
+# How many graphs one training and its samples in four batch sizes take, at most. An automaton has one for
+# each shape of a stage (its first state needs no gradient); others have dynamic ones after the first.
+BOUND = {"diff-nca": 6, "fourier-diff-nca": 12, "unet": 5, "mlp": 5, "vnca": 8}
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_no_shape_is_left_to_the_interpreter(name: str, graphs: CompileCounter) -> None:
+    model: Any = experiment(name).build_model()
     compile_step(model, torch.device("cpu"))
     for _ in range(2):
         made = graphs.frame_count
-        images = torch.zeros(4, 3, 8, 8)
-        model.loss(images, torch.arange(4), images).backward()
+        images = torch.zeros(4, model.image_channels, 8, 8)
+        rest = (torch.arange(4), images) if isinstance(model, Denoiser) else ()
+        model.loss(images, *rest).backward()
         for count in (8, 4, 2, 1):
             sample(model, (8, 8), count=count, steps=2)
-    assert graphs.frame_count == made > 8  # of the second round nothing is new
+    assert 0 < made == graphs.frame_count <= BOUND[name]  # of the second round nothing is new
     assert counters["frames"]["total"] == counters["frames"]["ok"]
+    assert not counters["graph_break"]
 
 
 def test_arithmetic_is_as_asked_for_within_the_block_only() -> None:
     def now() -> tuple[Any, ...]:
         repeatable = torch.are_deterministic_algorithms_enabled()
+        assert torch._inductor.config.deterministic == repeatable
         return torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark, repeatable
 
     before = now()

@@ -68,7 +68,7 @@ class Onward(Constraint):
 
     def begin(self, start: Tensor, schedule: NoiseSchedule) -> Tensor:
         """The image."""
-        return self.image
+        return self.image.to(start)
 
 
 class Tree(anywidget.AnyWidget):
@@ -236,7 +236,7 @@ class Branches(ipw.VBox):
                 settings: dict[str, Any] = {"sampler": sampler, "steps": self._steps, "seed": self._seed}
                 for state in states(model, self._subject.size, constraint=edit, **settings):
                     if isinstance(edit, _Begun) and not branch.way:
-                        start = edit.noise[0]
+                        start = edit.noise[0].cpu()
                         branch.way.append((model.schedule.timesteps - 1, start, torch.zeros_like(start)))
                     clean = state.clean_estimate[0]
                     branch.way.append((timestep(model, state), state.image[0], clean))

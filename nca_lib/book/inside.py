@@ -93,29 +93,30 @@ def call_states(
     Args:
         model: around a [`DiffNCA`][nca_lib.diff_nca.DiffNCA] or a
             [`FourierDiffNCA`][nca_lib.fourier.FourierDiffNCA].
-        noisy: (1, C, H, W).
+        noisy: (1, C, H, W), on any device.
         t: timestep.
         seed: of the firing masks.
 
     Yields:
         The step's name, the state (1, channels, H, W) after it, and which cells fired, (1, 1, H, W) or
-        (1, 1, 1, 1). A step in frequency space yields the image of its coefficients so far.
+        (1, 1, 1, 1), both on the CPU. A step in frequency space yields the image of its coefficients so far.
     """
     own = sharing_weights(model)
     network, time = _network(own), own.schedule.time(torch.tensor([t]))
-    everywhere = torch.ones(1, 1, 1, 1)
+    noisy, everywhere = noisy.to(next(own.parameters()).device), torch.ones(1, 1, 1, 1)
     with torch.no_grad(), firing_from(own, CounterNoise(seed)):
         if isinstance(network, FourierDiffNCA):
             steps = network.spectrum_rollout(network.spectrum_seed(noisy), time)
             for k, spectrum in enumerate(steps, 1):
                 name = f"frequency step {k} of {network.spectrum_steps}"
-                yield name, _image_state(network, noisy, spectrum), everywhere
+                yield name, _image_state(network, noisy, spectrum).cpu(), everywhere
             start = _image_state(network, noisy, spectrum)
         else:
             start = network.seed(noisy)
         masks = network.masks(start, time)
         for k, (state, mask) in enumerate(zip(network.rollout(start, time), masks, strict=True), 1):
-            yield f"image step {k} of {network.steps}", state, everywhere if mask is None else mask
+            fired = everywhere if mask is None else mask.cpu()
+            yield f"image step {k} of {network.steps}", state.cpu(), fired
 
 
 def _network(model: Denoiser) -> DiffNCA:

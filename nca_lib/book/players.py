@@ -51,7 +51,7 @@ class LivingAutomaton:
     def erase(self, cells: Tensor) -> None:
         """Set all channels of the cells where `cells`, (H, W) bool, is True to zero."""
         with self._lock:
-            self._state = self._state * ~cells
+            self._state = self._state * ~cells.to(self._state.device)
 
     def live(self, steps: int = 1) -> None:
         """Make some steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -121,6 +121,8 @@ def states(
 ) -> Iterator[SamplerState]:
     """A [`trajectory`][nca_lib.samplers.trajectory]; a second thread may sample from the model too.
 
+    What it yields lies on the CPU, as images and pictures do, wherever the model is.
+
     Args:
         model: a trained denoiser.
         size: (height, width).
@@ -129,7 +131,8 @@ def states(
         settings: further ones of a trajectory.
     """
     way = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
-    return trajectory(sharing_weights(model), size, sampler=way, steps=steps, **settings)
+    for state in trajectory(sharing_weights(model), size, sampler=way, steps=steps, **settings):
+        yield replace(state, image=state.image.cpu(), clean_estimate=state.clean_estimate.cpu())
 
 
 def timestep(model: Denoiser, state: SamplerState) -> int:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -30,6 +32,7 @@ from nca_lib.files import write_atomically, writing
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 # What may differ when a training goes on: none of these decides what is learnt from one step to the next.
 HOW_OFTEN = {f"training.{key}" for key in ("save_every", "log_every", "sample_every", "workers")}
+ECHO = 5.0  # seconds within which a second signal is the first one's
 FREE = HOW_OFTEN | {"training.steps", "training.minutes"}
 
 
@@ -195,22 +198,29 @@ class Stop:
     """Which signal has asked a training to stop, if any."""
 
     signal: int | None = None
+    since = 0.0  # when, in seconds of the monotonic clock
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
     """Note SIGINT and SIGTERM (which SLURM sends) during the block, instead of dying of them.
 
-    A second one has its usual effect. Outside of the main thread nothing is noted.
+    A second one has its usual effect; but under torchrun, which hands on what SLURM has sent to all, only if
+    it comes seconds later. Outside of the main thread nothing is noted.
     """
-    stop = Stop()
+    stop, patience = Stop(), ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def note(number: int, frame: FrameType | None) -> None:
-        stop.signal = number
-        usual()
+        if stop.signal is None:
+            stop.signal, stop.since = number, time.monotonic()
+            if not patience:
+                usual()
+        elif time.monotonic() - stop.since > patience:
+            usual()
+            signal.raise_signal(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nca_lib.automaton import GrowingNCA, SamplePool, damage, rollout, to_rgb
 from nca_lib.data.images import opened, to_float, whole
+from nca_lib.devices import forked_random
 from nca_lib.errors import DataError, ExperimentError
 from nca_lib.experiments.parallel import PartNoise, parts
 from nca_lib.experiments.settings import Experiment
@@ -125,7 +126,7 @@ class GrowingTask:
 
     def evaluate(self, model: nn.Module) -> float:
         """Error after growing from the seed for `max_rollout` steps, mean of eight."""
-        with torch.random.fork_rng(), torch.no_grad():
+        with forked_random(self.target.device), torch.no_grad():
             torch.manual_seed(0)
             return float(self._distance(self._grown(model, self.options.max_rollout)).mean())
 
@@ -134,7 +135,7 @@ class GrowingTask:
 
     def preview(self, model: nn.Module) -> Tensor:
         """Eight grown pictures after twice the longest rollout: those that do not persist have decayed."""
-        with torch.random.fork_rng(), torch.no_grad():
+        with forked_random(self.target.device), torch.no_grad():
             torch.manual_seed(0)
             return to_rgb(self._grown(model, 2 * self.options.max_rollout))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from nca_lib.devices import computes_bf16, hardware
@@ -23,16 +23,16 @@ from nca_lib.weights import save
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The states of the random generators that a training on the device uses."""
     state = {"cpu_random": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda_random"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        state[f"{device.type}_random"] = torch.get_device_module(device).get_rng_state(device)
     return state
 
 
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Put back what [`random_state`][] gave, perhaps on another device."""
     torch.set_rng_state(state["cpu_random"])
-    if "cuda_random" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda_random"], device)
+    if (there := f"{device.type}_random") in state and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[there], device)
 
 
 class Run:
@@ -53,6 +53,8 @@ class Run:
         half = torch.bfloat16 if computes_bf16(device) else older
         self.precision = half if experiment.training.bf16 else torch.float32
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        # It never steps: through it the scaler sees all gradients, those too that Muon takes through views.
+        self.scaled = SGD(task.model.parameters())
         self.resumed_anyway: list[dict[str, Any]] = []
         self.step, self.seconds = 0, 0.0
         self.saved: int | None = None

@@ -17,7 +17,7 @@ from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA
 from nca_lib.cascade import coarse_context
 from nca_lib.data.images import Stream
-from nca_lib.devices import compile_step
+from nca_lib.devices import compile_step, forked_random
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import reduce
 from nca_lib.errors import DataError, ExperimentError
@@ -219,7 +219,7 @@ class DiffusionTask(_ImageTask):
         images = self._held_out_images()
         clean = images[:, : self.data.channels]
         total = 0.0
-        with torch.random.fork_rng(), torch.no_grad():
+        with forked_random(self.device), torch.no_grad():
             torch.manual_seed(0)
             model = _told(model, self._context(images.to(self.device), Part()))
             for part in range(8):
@@ -230,7 +230,7 @@ class DiffusionTask(_ImageTask):
     def preview(self, model: nn.Module) -> Tensor:
         """Eight samples by 25 DDIM steps, always from the same noise, told of held-out images if of any."""
         assert isinstance(model, Denoiser)
-        with torch.random.fork_rng():
+        with forked_random(self.device):
             torch.manual_seed(0)
             told = self._context(self._held_out_images()[:8].to(self.device), Part())
         size = (self.data.size, self.data.size) if told is None else (told.shape[2], told.shape[3])
@@ -270,7 +270,7 @@ class VNCATask(_ImageTask):
     def evaluate(self, model: nn.Module) -> float:
         """The loss on 64 held-out images, always with the same codes drawn."""
         assert isinstance(model, VNCA)
-        with torch.random.fork_rng(), torch.no_grad():
+        with forked_random(self.device), torch.no_grad():
             torch.manual_seed(0)
             return float(model.loss(self._held_out_images().to(self.device)))
 

@@ -191,7 +191,7 @@ def _train(
     optimizers = optimizers_of(task.model, options)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     run = Run(experiment, folder, task, average, optimizers, device)
-    if resume and checkpoints.newest(folder):
+    if resume and agreed(checkpoints.newest(folder)):  # a shared folder may show it to some later
         run.restore(resume_anyway)
         agreed(None)  # before the first writes again what the others read
     if leads():
@@ -228,15 +228,15 @@ def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool)
             optimizer.param_groups[0]["lr"] = peak * factor
         task.model.zero_grad(set_to_none=True)
         loss = _backward(run, share)
-        for optimizer in optimizers:
-            run.scaler.unscale_(optimizer)
+        run.scaler.unscale_(run.scaled)
         parameters = list(task.model.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         task.read_ahead()
         # The only time in a step that the host waits for the device.
         loss_now, norm_now = mean(torch.stack([loss, norm])).tolist()
         too_large = run.scaler.is_enabled() and math.isfinite(loss_now) and not math.isfinite(norm_now)
-        if not (too_large or math.isfinite(loss_now + norm_now)):
+        lost = too_large and run.scaler.get_scale() < 1  # it was halved again and again, to no avail
+        if lost or not (too_large or math.isfinite(loss_now + norm_now)):
             raise DivergedError(
                 f"step {run.step}: loss is {loss_now}, gradient norm {norm_now}; "
                 f"first non-finite tensor: {_nonfinite(task.model)}. The last checkpoint is kept in {folder}"

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ def vnca(**training: Any) -> Experiment:
     return Experiment.from_dict(options | {"model": model, "data": data})
 
 
-def experiments(steps: int) -> dict[str, Experiment]:
+def experiments(steps: int, compiled: bool = False) -> dict[str, Experiment]:
     options = {"steps": steps, "batch": 8, "decay": "reference"}  # a rate that does not depend on the steps
     return {
-        "diffusing": diffusing(**options),
+        "diffusing": diffusing(**options, compile=compiled),
         "growing": growing("regenerate", **options),
         "vnca": vnca(**options),
     }
@@ -39,9 +40,10 @@ def experiments(steps: int) -> dict[str, Experiment]:
 
 def _one_of_several(rank: int, processes: int, folder: str, steps: int, resume: bool) -> None:
     torch.set_num_threads(1)
+    torch.compile = partial(torch.compile, backend="eager")  # within DDP, by a compiler that changes nothing
     meet = f"file://{folder}/meet-{steps}-{processes}"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=processes)
-    for name, experiment in experiments(steps).items():
+    for name, experiment in experiments(steps, compiled=True).items():
         train(experiment, Path(folder) / name, device="cpu", progress=False, resume=resume)
         dist.barrier()
     dist.destroy_process_group()
