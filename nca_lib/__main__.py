@@ -144,6 +144,11 @@ def _cost(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
+    if arguments.model:
+        from nca_lib.experiments.cards import card
+
+        print(card(arguments.model))
+        return
     print(f"{'name':24} {'kind':16} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
     for name in weights.names():
         record = weights.record(name)
@@ -225,7 +230,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="overwrite the file")
     export.set_defaults(run=_export_web)
 
-    models = commands.add_parser("models", help="the weights that ship with the library")
+    models = commands.add_parser("models", help="the weights that ship with the library, or the card of one")
+    models.add_argument(
+        "model", nargs="?", help="print its card: data, recipe, budget, numbers, limits; without: list all"
+    )
     models.set_defaults(run=_models)
     return parser
 
