@@ -7,8 +7,8 @@ A wrong argument ends with exit status 2 and one line that says what would be ri
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import os
 import shutil
 import sys
 import tomllib
@@ -253,13 +253,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = [_overrides(extra)] if "overrides" in arguments else []
         with processes():
             arguments.run(arguments, *told)
+        sys.stdout.flush()
     except NCAError as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
         return 1 if isinstance(error, ParallelError) else 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        raise
+    except (
+        BrokenPipeError
+    ):  # who reads has enough, as `| head` does; nothing is left to be written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as if SIGPIPE had ended it
     except Exception as error:
         if not (said := out_of_memory(error)):
             return _report(arguments.command)
@@ -275,5 +279,4 @@ def _report(command: str) -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())
+    sys.exit(main())

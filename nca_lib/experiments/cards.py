@@ -1,7 +1,7 @@
 """Model cards: what shipped weights are, from their records, the shipped rows, and a statement on their data.
 
 The form is that of Mitchell et al., "Model Cards for Model Reporting" (2019, arXiv 1810.03993), the data's
-that of Gebru et al., "Datasheets for Datasets" (2021, arXiv 1803.09010), both cut down to what can be checked.
+that of Gebru et al., "Datasheets for Datasets" (2021, arXiv 1803.09010), cut down to what can be checked.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ STATEMENTS = {
         licence="no known copyright restrictions, as scikit-image says; CMMI is to be acknowledged",
         split="four of its sixteen blocks of 128x128 pixels are held out; training crops keep 8 pixels away",
         holds="human colon glands, stained for the protein FHL2 (brown) and with haematoxylin (blue)",
-        lacks="any other patient, organ, stain, laboratory or scanner; any label; any disease that could be told",
-        unfit="diagnosis, teaching pathology, or training and testing of anything that serves either: all comes "
-        "from a single field of view, and what looks like tissue is no finding",
+        lacks="any other patient, organ, stain, laboratory or scanner; any label; any known disease",
+        unfit="diagnosis, teaching pathology, or training and testing of what serves these: all is from a "
+        "single field of view, and what looks like tissue is no finding",
     ),
     "digits": Statement(
-        source="`sklearn.datasets.load_digits`: the test part of Alpaydin and Kaynak's Optical Recognition of "
-        "Handwritten Digits (UCI, 1998)",
+        source="`sklearn.datasets.load_digits`: the test part of Alpaydin and Kaynak's Optical Recognition "
+        "of Handwritten Digits (UCI, 1998)",
         licence="CC BY 4.0, as UCI says; Alpaydin and Kaynak are to be named",
         split="the first 1,500 of 1,797 images train, the rest is held out",
-        holds="grey digits of 8x8 pixels and 17 levels, written by 13 people; larger ones are resampled from them",
+        holds="grey digits of 8x8 pixels and 17 levels, written by 13 people; larger ones are resampled",
         lacks="who wrote what; strokes finer than 8x8 pixels can hold; other signs than ten digits",
         unfit="judging or training readers of handwriting that matter to somebody",
     ),
     "faces": Statement(
-        source="drawn by this library, `nca_lib.data.faces`: signed distance functions with random attributes",
+        source="drawn by this library, `nca_lib.data.faces`: signed distances, random attributes",
         licence="MIT, as the library",
         split="portraits of other seeds are held out; none is in both parts",
-        holds="cartoons with seven skin tones, eight hair colours, glasses and beards, drawn by fixed chances",
+        holds="cartoons with seven skin tones, eight hair colours, glasses and beards, by fixed chances",
         lacks="photographs and real people; the tones are colours of a palette and stand for no population",
         unfit="any statement on people, and recognising, judging or imitating them",
     ),
@@ -167,10 +167,10 @@ def _measured(record: Mapping[str, Any]) -> list[str]:
         if row.get("sha256") == record["sha256"]:
             floors, counts = row["floor"]["extractors"], row["recipe"]["counts"]
             for name, found in row["metrics"]["extractors"].items():
+                floor = floors[name]["frechet_distance"]
                 said.append(
-                    f"Frechet distance by {name} {found['frechet_distance']:.3g} (real images among "
-                    f"themselves {floors[name]['frechet_distance']:.3g}), precision {found['precision']:.2f}, "
-                    f"recall {found['recall']:.2f}"
+                    f"Frechet distance by {name} {found['frechet_distance']:.3g} (real images: "
+                    f"{floor:.3g}), precision {found['precision']:.2f}, recall {found['recall']:.2f}"
                 )
             return [*said, f"{counts['generated']} samples against {counts['real']} held-out images"]
     return [*said, "no shipped row measures these very weights"]
