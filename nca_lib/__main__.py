@@ -7,8 +7,8 @@ A wrong argument ends with exit status 2 and one line that says what would be ri
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import os
 import shutil
 import sys
 import tomllib
@@ -144,6 +144,11 @@ def _cost(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
 
 
 def _models(arguments: argparse.Namespace) -> None:
+    if arguments.model:
+        from nca_lib.experiments.cards import card
+
+        print(card(arguments.model))
+        return
     print(f"{'name':24} {'kind':16} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
     for name in weights.names():
         record = weights.record(name)
@@ -225,7 +230,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--force", action="store_true", help="overwrite the file")
     export.set_defaults(run=_export_web)
 
-    models = commands.add_parser("models", help="the weights that ship with the library")
+    models = commands.add_parser("models", help="the weights that ship with the library, or the card of one")
+    models.add_argument(
+        "model", nargs="?", help="print its card: data, recipe, budget, numbers, limits; without: list all"
+    )
     models.set_defaults(run=_models)
     return parser
 
@@ -245,13 +253,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = [_overrides(extra)] if "overrides" in arguments else []
         with processes(getattr(arguments, "device", None)):
             arguments.run(arguments, *told)
+        sys.stdout.flush()
     except NCAError as error:
         print(f"nca_lib {arguments.command}: {error}", file=sys.stderr)
         return 1 if isinstance(error, ParallelError) else 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        raise
+    except (
+        BrokenPipeError
+    ):  # who reads has enough, as `| head` does; nothing is left to be written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as if SIGPIPE had ended it
     except Exception as error:
         if not (said := out_of_memory(error)):
             return _report(arguments.command)
@@ -267,5 +279,4 @@ def _report(command: str) -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        sys.exit(main())
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """The command line: same seed, same picture; one clear line and exit status 2 for what is wrong."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -363,3 +364,15 @@ def test_a_bug_keeps_its_traceback(
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert "please report it" in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGPIPE")
+@pytest.mark.parametrize("command", [["models"], ["show", "digits-mlp"]])
+def test_a_reader_that_has_enough_is_no_error(command: list[str]) -> None:
+    code = "import sys; from nca_lib.__main__ import main; sys.exit(main(sys.argv[1:]))"  # as `nca-lib` does
+    reading, writing = os.pipe()
+    os.close(reading)
+    ran = subprocess.run([sys.executable, "-c", code, *command], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert ran.stderr == b""
+    assert ran.returncode == 141

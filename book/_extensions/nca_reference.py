@@ -1,4 +1,4 @@
-"""The API reference from the library's docstrings, and the command line from its parser."""
+"""The reference from the library's docstrings, the command line from its parser, model cards from records."""
 
 from __future__ import annotations
 
@@ -165,6 +165,18 @@ class CommandLine(SphinxDirective):
         return found
 
 
+def _write_cards(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Where a page says so, the data statements and the cards of all weights that ship."""
+    from nca_lib import weights
+    from nca_lib.experiments.cards import STATEMENTS, card, statement
+
+    if "<!-- cards -->" in source[0]:
+        said = "\n".join(map(statement, STATEMENTS))
+        cards = "\n".join(map(card, weights.names()))
+        source[0] = source[0].replace("<!-- statements -->", said)
+        source[0] = source[0].replace("<!-- cards -->", cards)
+
+
 class LinkNames(SphinxTransform):
     """Inline code that names something of the library, `nca_lib.noise` or longer, becomes a link to its entry."""
 
@@ -197,6 +209,7 @@ class LinkNames(SphinxTransform):
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx; 400 comes before napoleon's 500."""
     app.connect("autodoc-process-docstring", _process, priority=400)
+    app.connect("source-read", _write_cards)
     app.add_transform(LinkNames)
     app.add_directive("command-line", CommandLine)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
