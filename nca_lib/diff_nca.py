@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -273,7 +273,8 @@ class DiffNCA(nn.Module):
         self.context: Tensor | None = None
         self.update_probability, self.checkpointing = update_probability, checkpointing
         self.firing: Noise = TorchNoise()
-        self.fast, self.fast_step = True, fast_step
+        self.fast = True
+        self.fast_step: Callable[..., Tensor] = fast_step
         self.cell = Cell(
             channels,
             hidden,
