@@ -11,6 +11,7 @@ from expected_pages import ROOT
 
 from nca_lib.book.pages import WEB
 from nca_lib.canvas.tiles import SMALLEST
+from nca_lib.data.digits import Digits
 from nca_lib.experiments.settings import Experiment
 from nca_lib.weights import record
 
@@ -139,12 +140,17 @@ SAID: list[tuple[str, str, Callable[[], bool]]] = [
         lambda: record("digits-mlp")["steps"] == 20_000,
     ),
     ("02", "a sixth of the weights", lambda: near(6 * size("web-digits"), size("digits-mlp"))),
+    ("02", "1,500 infinitely narrow", lambda: len(Digits(8).images) == 1_500),
     ("03", "about 70 thousand parameters", lambda: near(size("tissue-diff-nca"), 70_000, 0.03)),
     ("03", "with 25 thousand parameters", lambda: near(size("web-tissue"), 25_000, 0.03)),
     ("03", "20 denoiser calls of eight steps", lambda: web("web-tissue")["sampler_steps"] == 20),
     ("03", "20 denoiser calls of eight steps", lambda: web("web-tissue")["steps"] == 8),
+    ("03", "to the right, up to 232 cells", lambda: "WIDEST = 232;" in (WEB / "diffusion.js").read_text()),
+    ("06", "1,024 other held-out", lambda: "range(1024)" in (ROOT / "benchmarks/editing.py").read_text()),
     ("06", "an automaton of 25 thousand parameters", lambda: near(size("web-tissue"), 25_000, 0.03)),
     ("07", "at most 20,480 numbers", lambda: SMALLEST == 20_480),
+    ("07", "windows hold 1.46 times", lambda: near((2 * 56) * (2 * 56 + 2 * 64), 1.46 * 96 * 192, 0.01)),
+    ("07", "the overlapping tiles 2.25 times", lambda: 3 * 6 * 48**2 == 2.25 * 96 * 192),
     ("08", "an eighth of the parameters", lambda: near(8 * size("faces-fourier"), 1.1e6)),
     ("08", "256 samples, our extractor alone", lambda: counts("tissue-resting") == {256}),
     ("09", "three rules of 70 thousand parameters", lambda: near(size("tissue-cascade"), 210_000, 0.03)),

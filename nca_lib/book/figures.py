@@ -122,5 +122,10 @@ def encode_gif(frames: Iterable[Tensor], *, scale: int = 1, fps: float = 15, col
 
 
 def animate(frames: Iterable[Tensor], alt: str, *, scale: int = 1, fps: float = 15, colors: int = 128) -> Any:
-    """Show frames as an animation in a notebook or page; `alt` tells what it shows without it being seen."""
-    return DisplayedImage(encode_gif(frames, scale=scale, fps=fps, colors=colors), format="gif", alt=alt)
+    """Show frames as an animation in a notebook or page; `alt` tells what it shows without it being seen.
+
+    It begins with its last frame, which is what paper shows of it, and goes round.
+    """
+    *others, last = frames
+    shown = encode_gif([last, *others], scale=scale, fps=fps, colors=colors)
+    return DisplayedImage(shown, format="gif", alt=alt)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nca_lib.book.figures import encode_gif, show_images, show_neighbours, to_uint8
+from nca_lib.book.figures import animate, encode_gif, show_images, show_neighbours, to_uint8
 from nca_lib.evaluation.copying import nearest_images
 
 
@@ -25,6 +25,13 @@ def test_a_gif_holds_every_frame_enlarged_with_crisp_pixels() -> None:
     for index, level in enumerate((0, 128, 255)):
         animation.seek(index)
         assert (np.asarray(animation.convert("RGB")) == level).all()
+
+
+def test_an_animation_begins_with_its_end_which_is_what_paper_shows() -> None:
+    shown = animate(iter([torch.full((3, 2, 2), v) for v in (-1.0, 0.0, 1.0)]), "grey grows")
+    with Image.open(io.BytesIO(shown.data)) as gif:
+        seen = [np.asarray(gif.convert("L"))[0, 0] for number in range(gif.n_frames) if not gif.seek(number)]
+    assert [round(v / 127.5) for v in seen] == [2, 0, 1]
 
 
 def test_show_images_draws_one_panel_an_image_with_its_title() -> None:

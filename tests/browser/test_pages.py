@@ -214,3 +214,11 @@ def test_on_paper_a_demo_is_a_still_with_a_caption(browser: Browser, chapter: st
         assert still.first.locator("img").bounding_box()["height"] > 150  # type: ignore[index]
         assert "In the web page" in still.first.inner_text()
         assert not live.first.is_visible()
+
+
+def test_a_citation_leads_to_its_work(browser: Browser) -> None:
+    with Visit(browser, "book/01_cells_that_grow.html") as visit:
+        visit.page.get_by_role("link", name="Gardner, 1970").click()
+        visit.page.wait_for_url("**/bibliography.html#gardner1970life")
+        assert "Scientific American" in visit.page.locator("#gardner1970life").inner_text()
+        assert not visit.problems
