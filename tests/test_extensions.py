@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 import re
 import sys
+from base64 import b64encode
+from hashlib import sha256
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -22,6 +24,7 @@ nca_reference = importlib.import_module("nca_reference")
 nca_reading = importlib.import_module("nca_reading")
 nca_pages = importlib.import_module("nca_pages")
 nca_search = importlib.import_module("nca_search")
+nca_policy = importlib.import_module("nca_policy")
 
 BOOK = ROOT / "book"
 
@@ -125,3 +128,16 @@ def test_diagrams_become_part_of_the_text() -> None:
     [diagram] = document.findall(nodes.raw)
     assert diagram.astext().startswith('<svg role="img" aria-label="Three &quot;loops&quot;"')
     assert [shown["alt"] for shown in document.findall(nodes.image)] == ["Tissue"]
+
+
+def test_a_page_allows_its_own_scripts_by_their_hashes() -> None:
+    page = '<html><head lang="en">\n<script>let a = "&lt;";</script><script src="b.js"></script></head>'
+    page += '<body onclick="go(&quot;x&quot;)"><script type="application/json">{}</script></body></html>'
+    guarded = nca_policy.with_policy(page)
+    assert guarded.index("Content-Security-Policy") < guarded.index("<script")
+    hashes = [b64encode(sha256(text).digest()).decode() for text in (b'let a = "&lt;";', b'go("x")')]
+    assert all(f"'sha256-{value}'" in guarded for value in hashes)
+    assert guarded.count("sha256-") == 2
+    assert "unsafe-eval" not in guarded
+    assert nca_policy.META.sub("", guarded) == page
+    assert nca_policy.with_policy(guarded) == guarded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,3 +81,12 @@ def test_the_version_is_the_same_wherever_it_is_said(installed: Path) -> None:
     ]
     assert f"\nversion: {nca_lib.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {nca_lib.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_both_locks_hold_the_same_versions_and_one_their_hashes() -> None:
+    plain, hashed = (
+        [line for line in (ROOT / name).read_text().replace("\\\n", "").splitlines() if line[0] not in "# "]
+        for name in ("requirements.txt", "requirements-hashed.txt")
+    )
+    assert [line.partition("--hash")[0].split() for line in hashed] == [line.split() for line in plain]
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", line) for line in hashed)

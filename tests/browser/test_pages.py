@@ -145,6 +145,20 @@ def test_page_reads_from_disk(browser: Browser, path: str) -> None:
         assert not defects
 
 
+def test_a_page_runs_no_script_but_its_own(browser: Browser) -> None:
+    """Its policy refuses text that becomes a program; that its own scripts run, the other tests see."""
+    with Visit(browser, "search.html") as visit:
+        ran = visit.page.evaluate("""async () => {
+            const script = document.createElement("script");
+            script.textContent = "window.injected = 1";
+            document.head.append(script);
+            setTimeout("window.evaluated = 1");
+            await new Promise(done => setTimeout(done, 200));
+            return [window.injected ?? 0, window.evaluated ?? 0];
+        }""")
+        assert ran == [0, 0]
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_page_fits_a_phone(browser: Browser, path: str) -> None:
     with Visit(browser, path, width=390) as visit:
