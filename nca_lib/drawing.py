@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from nca_lib import editing, weights
-from nca_lib.canvas import TiledDenoiser
+from nca_lib.canvas import TiledDenoiser, in_tiles
 from nca_lib.cascade import Cascade
 from nca_lib.data import files
 from nca_lib.data.images import MOST_PIXELS
@@ -95,6 +95,7 @@ def _draw(arguments: argparse.Namespace, size: tuple[int, int], device: torch.de
     def draw(model: nn.Module) -> torch.Tensor:
         if isinstance(model, Cascade) and size[0] * size[1] > 1024**2:
             model = TiledDenoiser(model, tile=512)  # equal bit for bit, in less memory
+        model = in_tiles(model, size, arguments.count)
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
             if not isinstance(model, Denoiser):
                 return sample(model, size, count=arguments.count, seed=arguments.seed)
@@ -144,7 +145,7 @@ def _upscale(arguments: argparse.Namespace) -> None:
     def enlarge(model: Denoiser, image: torch.Tensor, **options: Any) -> torch.Tensor:
         return editing.upscale(model, image, arguments.factor, method=arguments.method, **options)
 
-    result = _edit(arguments, enlarge)
+    result = _edit(arguments, enlarge, arguments.factor)
     print(f"{arguments.out}: {result.shape[3]}x{result.shape[2]}")
 
 
@@ -156,15 +157,22 @@ def _vary(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: varied with strength {arguments.strength}")
 
 
-def _edit(arguments: argparse.Namespace, change: Callable[..., torch.Tensor]) -> torch.Tensor:
+def _edit(
+    arguments: argparse.Namespace, change: Callable[..., torch.Tensor], factor: int = 1
+) -> torch.Tensor:
     device = device_of(arguments.device)
     model = weights.load(arguments.model, device)
     if not isinstance(model, Denoiser):
         raise UsageError(f"{arguments.model} is not a diffusion model, which editing needs")
+
+    def changed(image: torch.Tensor) -> torch.Tensor:
+        fastest = in_tiles(model, (factor * image.shape[2], factor * image.shape[3]))
+        return change(fastest, image.to(device), steps=arguments.steps, seed=arguments.seed)
+
     return files.edit(
         arguments.image,
         arguments.out,
-        lambda image: change(model, image.to(device), steps=arguments.steps, seed=arguments.seed),
+        changed,
         channels=model.image_channels,
         force=arguments.force,
         max_pixels=arguments.max_pixels,

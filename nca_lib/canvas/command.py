@@ -20,7 +20,7 @@ from nca_lib.canvas.outofcore import Canvas, Plan
 from nca_lib.canvas.tiles import sample_region
 from nca_lib.data.images import to_pixels
 from nca_lib.devices import computes_bf16, device_of, worth_compiling
-from nca_lib.errors import CanvasError
+from nca_lib.errors import CanvasError, OutputError
 from nca_lib.files import check_writable, locked, writing
 from nca_lib.samplers import SAMPLERS
 
@@ -65,6 +65,8 @@ def _canvas(arguments: argparse.Namespace) -> None:
     x, y, width, height = _numbers(arguments)
     if out.suffix not in {".tiff", ".tif", ".zarr", ".png"}:
         raise CanvasError(f"--out: {out.suffix or 'no suffix'} is none of .tiff, .zarr, .png")
+    if out.name.endswith((".ome.tiff", ".ome.tif")):
+        raise CanvasError(f"--out: {out} would hold no OME-XML; a pyramid is .tiff, or .zarr for OME-Zarr")
     if out.suffix == ".png":
         formats.check_png(height, width)
     if not out.parent.is_dir():
@@ -72,10 +74,14 @@ def _canvas(arguments: argparse.Namespace) -> None:
     if out.exists() and not arguments.force:
         raise CanvasError(f"{out} exists; add --force to overwrite it, or choose another name")
     check_writable(out if out.suffix != ".zarr" else out.with_name(out.name + ".canvas.json"))
-    if arguments.mpp is not None and not 0 < arguments.mpp < math.inf:
-        raise CanvasError(f"--mpp: {arguments.mpp:g} micrometres; a pixel's size is more than 0")
+    if arguments.mpp is not None and not 1e-3 <= arguments.mpp <= 1e3:
+        raise CanvasError(
+            f"--mpp: {arguments.mpp:g} micrometres; a pixel has 0.001 to 1000, on slides about 0.5"
+        )
+    if arguments.mpp is not None and out.suffix == ".png":
+        raise CanvasError("--mpp: a .png does not say how large a pixel is; .tiff and .zarr do")
+    device = device_of(None if arguments.scheduler else arguments.device)  # before anything is begun
     if arguments.region:
-        device = device_of(arguments.device)
         low = arguments.bf16 and computes_bf16(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
             image = sample_region(
@@ -103,6 +109,9 @@ def _canvas(arguments: argparse.Namespace) -> None:
                 file=sys.stderr,
             )
             raise
+        except OSError as error:
+            said = error.strerror or error
+            raise OutputError(f"{folder}: {said}; it holds what is done, --resume goes on") from error
         print(file=sys.stderr)
         _write(arguments, out, formats.Finished(canvas))
         shutil.rmtree(folder)
@@ -153,7 +162,7 @@ def _progress() -> outofcore.Progress:
 
     def tell(made: float, total: float) -> None:
         speed = made / (time.monotonic() - start)
-        left = (total - made) / speed / 60
+        left = max(total - made, 0) / speed / 60
         line = f"\r{made:.2f} of {total:.2f} megapixels, {speed:.3f} a second, {left:.0f} minutes left  "
         print(line, end="", file=sys.stderr, flush=True)
 

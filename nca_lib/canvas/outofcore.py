@@ -212,7 +212,7 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
 
     Raises:
         CanvasError: the model is no local automaton, or the disk is too small.
-        UsageError: `steps` is not within 1..T.
+        UsageError: `steps` is not within 1..T, or the canvas is smaller than 2x2 and does not wrap.
     """
     with extra("canvas"):
         import zarr
@@ -226,6 +226,8 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
         raise CanvasError(
             "a model with context samples in memory only, tile by tile: python -m nca_lib sample"
         )
+    if not plan.wrap:
+        network.check_size(plan.height, plan.width)
     timestep_array(cast(Denoiser, model).schedule.timesteps, plan.steps)  # refuses as the samplers do
     names = ["image", "clean"] if plan.sampler == "dpm_solver" else ["image"]
     shape = (2, network.image_channels, plan.height, plan.width)
@@ -263,6 +265,7 @@ def run(
 
     Raises:
         OutputError: another process is at work on this canvas; the message names it.
+        CanvasError: there is no such scheduler.
     """
     with locked(canvas.folder / "lock"):
         _run(canvas, workers, scheduler, progress)
@@ -304,7 +307,11 @@ def _run(canvas: Canvas, workers: int, scheduler: str | None, progress: Progress
             stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 20}))
             cluster = LocalCluster(workers, threads_per_worker=1, dashboard_address=None, silence_logs=50)
             stack.enter_context(cluster)
-        client = stack.enter_context(Client(scheduler or cluster))
+        try:
+            client = stack.enter_context(Client(scheduler or cluster))
+        except (OSError, ValueError) as error:
+            said = str(error).splitlines()[0]
+            raise CanvasError(f"scheduler {scheduler}: {said}; it is tcp://HOST:PORT") from error
         for future in as_completed(client.compute(list(nodes.values()), optimize_graph=False)):
             future.result()
             tell(future.key)

@@ -71,6 +71,8 @@ class Slides:
                 self.centres.append(self._centres(file, part))
             except DataError as problem:
                 problems.append(f"{file}: {problem}")
+            except Exception as error:  # part of it is damaged; each library raises its own kinds
+                problems.append(f"{file}: {_unreadable(error)}")
         if problems:
             raise DataError(f"{len(problems)} of {len(files)} slides cannot be used:\n" + "\n".join(problems))
 
@@ -106,10 +108,20 @@ class Slides:
         return max(len(self.files), 256)
 
     def image(self, index: int, rng: np.random.Generator) -> Tensor:
-        """A random crop of slide `index`, its centre on tissue."""
+        """A random crop of slide `index`, its centre on tissue.
+
+        Raises:
+            DataError: the file is damaged there, or has gone.
+        """
         index %= len(self.files)
-        slide = _open(self.files[index])
         centre = self.centres[index][rng.integers(len(self.centres[index]))]
+        try:
+            crop = self._crop(_open(self.files[index]), centre)
+        except Exception as error:
+            raise DataError(f"{self.files[index]}: {_unreadable(error)}") from error
+        return turned(to_float(crop), rng, self.orientations)
+
+    def _crop(self, slide: Any, centre: np.ndarray) -> Image.Image:
         reduction = self._reduction(slide)
         level = slide.get_best_level_for_downsample(reduction * 1.01)
         side = max(1, round(self.size * reduction / slide.level_downsamples[level]))
@@ -117,7 +129,7 @@ class Slides:
         crop = slide.read_region((int(corner[0]), int(corner[1])), level, (side, side)).convert("RGB")
         if side != self.size:
             crop = crop.resize((self.size, self.size), Image.Resampling.BOX)
-        return turned(to_float(crop), rng, self.orientations)
+        return crop
 
     def fingerprint(self) -> str:
         """Hash of the files' names and sizes."""
@@ -142,7 +154,14 @@ def _open(file: Path) -> Any:
     try:
         return library(str(file))
     except Exception as error:  # each library raises its own kinds
-        raise DataError(f"unreadable ({type(error).__name__})") from error
+        raise DataError(_unreadable(error)) from error
+
+
+def _unreadable(error: Exception) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    said = next(iter(str(error).splitlines()), "")
+    return f"unreadable ({type(error).__name__}{': ' if said else ''}{said:.80})"
 
 
 if hasattr(os, "register_at_fork"):  # a worker that is forked would share its files' positions with others

@@ -1,5 +1,6 @@
 """The command: same seed, same picture as `sample`; what is stopped goes on; nothing is overwritten."""
 
+import errno
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from nca_lib.__main__ import main
-from nca_lib.canvas import outofcore
+from nca_lib.canvas import outofcore, tiles
 from nca_lib.devices import computes_bf16
 
 HOLD = """
@@ -41,6 +42,25 @@ def test_the_picture_is_that_of_sample_in_every_format(tiny, tmp_path, capsys, p
     assert np.array_equal(np.moveaxis(zarr.open_array(tmp_path / "a.zarr" / "0")[:], 0, -1), expected)
     assert "0.00 of 0.00 megapixels" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.tiff", "a.zarr", "sample.png"]
+
+
+def test_commands_that_draw_use_tiles_where_they_are_faster_and_draw_the_same(tiny, tmp_path, monkeypatch):
+    drawn = []
+
+    def commands(name):
+        image, out = str(tmp_path / f"{name}.png"), str(tmp_path / f"{name}-vary.png")
+        assert main(["sample", tiny, "--size", "70x50", "--steps", "3", "--out", image]) == 0
+        options = ["--model", tiny, "--steps", "3", "--out", out]
+        assert main(["vary", str(tmp_path / "whole.png"), *options]) == 0
+        return pixels(image), pixels(out)
+
+    whole = commands("whole")
+    monkeypatch.setattr(tiles, "MANY", 50 * 70)
+    monkeypatch.setattr(tiles, "CACHED", 40 * 40 * 64)
+    call = tiles.Tiles.forward
+    monkeypatch.setattr(tiles.Tiles, "forward", lambda *given: drawn.append(1) or call(*given))
+    assert all(map(np.array_equal, commands("tiles"), whole))
+    assert len(drawn) >= 5
 
 
 def test_a_region_is_a_part_of_the_endless_image(tiny, tmp_path):
@@ -144,6 +164,12 @@ def test_what_was_stopped_goes_on(tiny, tmp_path, capsys, monkeypatch):
         (["--size", "64x64", "--out", "photos.png", "--force"], "photos.png is no file"),
         (["--size", "64x64", "--out", "a.tiff", "--mpp", "0"], "--mpp: 0 micrometres"),
         (["--size", "64x64", "--out", "a.tiff", "--mpp", "nan"], "--mpp: nan micrometres"),
+        (["--size", "64x64", "--out", "a.tiff", "--mpp", "1e-12"], "--mpp: 1e-12 micrometres"),
+        (["--size", "64x64", "--out", "a.png", "--mpp", "0.5"], "a .png does not say"),
+        (["--size", "64x64", "--out", "a.ome.tiff"], "would hold no OME-XML"),
+        (["--size", "1x9", "--out", "a.png"], "at least 2x2"),
+        (["--size", "9x9", "--out", "a.png", "--device", "abacus"], "device 'abacus'"),
+        (["--region", "0,0,400000x400000", "--out", "a.tiff"], "a window of 400000x400000: at least"),
     ],
 )
 def test_refusals(tiny, tmp_path, monkeypatch, capsys, arguments, message):
@@ -152,6 +178,24 @@ def test_refusals(tiny, tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "photos.png").mkdir()
     assert main(["canvas", tiny, *arguments]) == 2
     assert message in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"here.png", "photos.png"}
+
+
+def test_a_full_disk_and_a_scheduler_that_is_not_there_leave_a_canvas_to_go_on_with(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    command = ["canvas", tiny, "--size", "24x24", "--steps", "1", "--out", str(tmp_path / "a.png")]
+    assert main([*command, "--scheduler", "nonsense"]) == 2
+    assert "scheduler nonsense: missing port" in capsys.readouterr().err
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(outofcore.Canvas, "advance", full)
+        assert main([*command, "--resume"]) == 2
+    assert "No space left on device; it holds what is done, --resume goes on" in capsys.readouterr().err
+    assert main([*command, "--resume"]) == 0
 
 
 def test_force_replaces_a_plain_file_by_a_folder(tiny, tmp_path):

@@ -97,6 +97,34 @@ def test_bad_slides_are_named(tmp_path):
         Slides(str(tmp_path / "nowhere"))
 
 
+def damage(path, level):
+    """Overwrite the pixels of a level; what describes them stays."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[level]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    with path.open("r+b") as file:
+        for start, length in places:
+            file.seek(start)
+            file.write(b"\xff" * length)
+
+
+def test_a_slide_that_is_damaged_within_or_has_gone_is_named(tmp_path, library):
+    file = tmp_path / "a.tiff"
+    slide(file)
+    slides, rng = Slides(str(tmp_path), mpp=0.5, size=16), np.random.default_rng(0)
+    damage(file, level=0)
+    _open.cache_clear()
+    with pytest.raises(DataError, match=r"1 of 1 slides cannot be used:\n.*a.tiff: unreadable"):
+        Slides(str(tmp_path), mpp=0.5, size=16)
+    for harm in (lambda: None, file.unlink):
+        harm()
+        _open.cache_clear()
+        with pytest.raises(DataError, match=r"a.tiff: unreadable \("):
+            slides.image(0, rng)
+
+
 def test_an_experiment_names_them(tmp_path):
     slide(tmp_path / "a.tiff")
     experiment = Experiment.from_dict(
