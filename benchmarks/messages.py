@@ -3,9 +3,9 @@
     python benchmarks/messages.py [MODEL ...]
 
 Draws samples as the results table's rows do, but with the frequency stage's message replaced in every call:
-by the mean over all samples (which still says where a cell is, and nothing of its image), by another
-sample's, or by nothing. Writes one JSON line a measurement into the results' `messages.jsonl`; the unchanged model is
-the table's row.
+by the mean over all samples (which still says where a cell is, and nothing of its image), by that about
+another sample, or by nothing. Writes one JSON line a measurement into the results' `messages.jsonl`; the
+unchanged model is the table's row.
 """
 
 from __future__ import annotations
