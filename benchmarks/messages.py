@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nca_lib import weights
 from nca_lib.devices import best_device, compile_step, computes_bf16
-from nca_lib.evaluation.evaluate import evaluate
+from nca_lib.evaluation.evaluate import evaluate, judge_of
 from nca_lib.experiments.matrix import rows
 from nca_lib.experiments.settings import Experiment
 from nca_lib.fourier import FourierDiffNCA
@@ -62,7 +62,10 @@ def measure(name: str, message: str) -> dict[str, Any]:
         images = sample(
             model, (test.size, test.size), count=COUNT, sampler=dpm_solver, steps=STEPS, seed=SEED
         ).float()
-    found = evaluate(lambda first, count: images[first : first + count], train, test, count=COUNT)
+    judge = judge_of(experiment.data["kind"], train)
+    found = evaluate(
+        lambda first, count: images[first : first + count], train, test, count=COUNT, judge=judge
+    )
     return row | {"steps": STEPS, "seed": SEED} | {key: found[key] for key in ("metrics", "floor")}
 
 
