@@ -136,3 +136,11 @@ def test_every_rate_of_muon_beats_every_rate_of_adam_and_plain_weights_learn_mor
     assert losses["plain-weights-adam-1.6e-3"] < losses["fourier-adam-1.6e-3"]
     for more, less in product(("batch-8",), ("fourier", "batch-32")):
         assert best[more] < best[less]
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_on_digits_the_frequency_stage_halves_the_distance(eye: str) -> None:
+    first, second = final("digits-fourier"), final("digits-diff-nca")
+    assert {row["images_seen"] for row in (first, second)} == {32_000}
+    assert distance(first, eye) < 0.52 * distance(second, eye)
+    assert {row["metrics"]["digits"]["classes"] for row in (first, second)} == {10}
