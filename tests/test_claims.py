@@ -133,6 +133,7 @@ def rollouts(name: str) -> tuple[int, int]:
 # In which chapter, what it says, and whether that is so.
 SAID: list[tuple[str, str, Callable[[], bool]]] = [
     ("01", "same rule of six thousand numbers", lambda: near(size("growing-regenerate"), 6_000)),
+    ("01", "of a rule with 96 hidden units", lambda: Experiment.read("growing-grow").model["hidden"] == 96),
     ("01", "with rollouts of 40 to 60 steps", lambda: rollouts("growing-grow") == (40, 60)),
     (
         "02",

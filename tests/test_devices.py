@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,15 @@ def test_no_shape_is_left_to_the_interpreter(name: str, graphs: CompileCounter) 
     assert 0 < made == graphs.frame_count <= BOUND[name]  # of the second round nothing is new
     assert counters["frames"]["total"] == counters["frames"]["ok"]
     assert not counters["graph_break"]
+
+
+def test_without_a_gpu_the_compiler_does_not_warn_of_cuda(graphs: CompileCounter) -> None:
+    """It imports what logs "No CUDA runtime is found" wherever a CUDA lies around."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.setLevel(logging.NOTSET)
+    compile_step(experiment("diff-nca").build_model(), torch.device("cpu"))
+    assert not logger.isEnabledFor(logging.WARNING)
+    assert logger.isEnabledFor(logging.ERROR)
 
 
 def test_arithmetic_is_as_asked_for_within_the_block_only() -> None:
