@@ -4,10 +4,11 @@
 # slide  draw the slide of the book's deep-zoom page again, with the weights of today (hours on one core)
 # gpu   on a machine with an NVIDIA GPU: the tests that need one, then its speed against targets
 # faults  canvases whose processes are killed again and again (minutes)
+# coverage  the test suite, and which lines of the library it runs: at least 90%
 # mutants  small changes of the code that no test notices (a quarter of an hour)
 #
 # Each sets up .venv by itself, and again only when requirements.txt or pyproject.toml change.
-.PHONY: book test lab lint bench gpu slide faults mutants clean
+.PHONY: book test coverage lab lint bench gpu slide faults mutants clean
 .DEFAULT_GOAL := book
 
 PYTHON ?= python3
@@ -33,6 +34,10 @@ book: $(SETUP)
 # The page tests open the built book, so it is built first.
 test: book
 	@MPLBACKEND=agg pytest
+
+coverage: book
+	@MPLBACKEND=agg coverage run -m pytest
+	@coverage report
 
 lab: $(SETUP)
 	@jupyter lab book/00_explore.ipynb

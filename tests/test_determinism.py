@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from nca_lib import load
 from nca_lib.data.images import to_pixels
+from nca_lib.devices import compile_step
 from nca_lib.samplers import SAMPLERS, sample
 
 MODELS = ["digits-mlp", "digits-diff-nca", "digits-fourier"]
@@ -65,3 +67,14 @@ def test_threads_change_no_more_than_the_tolerance(name: str) -> None:
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(*images, atol=TOLERANCE, rtol=0)
+
+
+def test_compiling_changes_no_more_than_the_tolerance() -> None:
+    if not any(shutil.which(name) for name in ("g++", "clang++")):
+        pytest.skip("nothing compiles without a C++ compiler")
+    eager = drawn("digits-fourier", count=2)
+    model = load("digits-fourier")
+    compile_step(model, torch.device("cpu"))
+    compiled = sample(model, (16, 16), steps=5, seed=3, sampler=SAMPLERS["ddpm"], count=2)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0  # it was
+    torch.testing.assert_close(compiled, eager, atol=TOLERANCE, rtol=0)
