@@ -50,6 +50,8 @@ lint: $(SETUP)
 
 bench: $(SETUP)
 	@python benchmarks/run.py
+	@python benchmarks/tiles.py
+	@python benchmarks/canvas.py --compiled --bf16
 
 slide: $(SETUP)
 	@python book/make_slide.py

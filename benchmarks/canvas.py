@@ -1,10 +1,11 @@
-"""Canvases: memory, time, tiles, workers and files, as ratios in one run (chapter 7).
+"""Canvases on disk: memory, time, workers and files, as ratios in one run (chapter 7).
 
-    python benchmarks/canvas.py [--largest 8192] [--workers 2]
+    python benchmarks/canvas.py [--model tissue-diff-nca] [--largest 8192] [--compiled] [--bf16] [--workers 2]
 
 Each canvas is made in a process of its own, whose peak memory and processor time the system counts: time on
-the clock says little where others work too. Sizes double from 1024 up; a line through the small ones predicts
-the largest. Two workers are timed where the machine is idle. Results go to benchmarks/results/canvas.json.
+the clock says little where others work too. Sizes double; a line through the small ones predicts the largest.
+Several workers are timed against one where the machine has a core idle for each; the load is written down in
+any case. Results go to `canvas.json` among the library's results, which chapter 7 reads.
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import nca_lib
 from nca_lib.canvas.outofcore import Plan, create, run
-from nca_lib.canvas.tiles import TiledDenoiser
+from nca_lib.diff_nca import DiffNCA
+from nca_lib.experiments.cost import DEVICES, Device, measured
 
-MODEL = "tissue-diff-nca"
-
-GPU_FLOPS = 4e13  # a second; assumed and not measured: an eighth of what an A100 promises in bf16 (312e12)
+OUT = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "canvas.json"
 
 
 def make(plan: Plan, workers: int = 1) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def make(plan: Plan, workers: int = 1) -> dict[str, Any]:
 def _make(plan: Plan, workers: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        warm = Plan(plan.model, 64, 64, tile=64, sampler="ddim", steps=1)
-        run(create(Path(folder) / "warm", warm))
+        side = plan.tile + 64  # room for a whole window, so that what is compiled serves the canvas too
+        run(create(Path(folder) / "warm", replace(plan, height=side, width=side, steps=1)))
         canvas = create(Path(folder) / "canvas", plan)
         start, busy = time.perf_counter(), time.process_time()
         run(canvas, workers=workers)
@@ -60,22 +60,6 @@ def _make(plan: Plan, workers: int) -> dict[str, Any]:
     }
 
 
-def tiles(name: str, size: int, sides: tuple[int, ...], rounds: int = 2) -> dict[str, Any]:
-    """Processor seconds of a call on a canvas in memory: whole, and by tiles; the least of some rounds."""
-    model = nca_lib.load(name)
-    noisy, t = torch.randn(1, 3, size, size), torch.tensor([100])
-    ways = {"whole": model, **{f"tile {side}": TiledDenoiser(model, side) for side in sides}}
-    seconds: dict[str, float] = {}
-    torch.set_num_threads(1)
-    for _ in range(rounds):
-        for way, denoiser in ways.items():
-            before = time.process_time()
-            with torch.no_grad():
-                denoiser(noisy, t)
-            seconds[way] = min(seconds.get(way, math.inf), time.process_time() - before)
-    return {way: {"cpu_seconds": s, "ratio": seconds["whole"] / s} for way, s in seconds.items()}
-
-
 def halo(side: int, steps: int) -> float:
     """The part of the work that is thrown away, counted."""
     return (side + 2 * steps) ** 2 / side**2 - 1
@@ -89,63 +73,92 @@ def prediction(rows: list[dict[str, Any]]) -> float:
     return largest["cpu_seconds"] / float(y.mean() + slope * (largest["megapixels"] - x.mean()))
 
 
-def costs(model: str, tile: int, steps: int = 20) -> dict[str, Any]:
-    """What large canvases take on GPUs, predicted and not measured: products counted, halo included.
+def several(plan: Plan, workers: int) -> dict[str, Any]:
+    """How many times as fast so many workers are as one; None where they have no cores to themselves."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    found: dict[str, Any] = {"workers": workers, "load before": load, "cores": cores, "speed": None}
+    if cores - load < workers - 0.5:
+        return found
+    ratios = [make(plan)["seconds"] / make(plan, workers)["seconds"] for _ in range(2)]
+    return found | {"speed": max(ratios), "speeds": ratios}
 
-    The basis is `GPU_FLOPS`; one image of the state is on disk twice, and is read and written in each step.
+
+def of_cell(network: DiffNCA) -> tuple[float, float]:
+    """Operations and bytes of one step of one cell, counted as `nca_lib.experiments.cost` counts a training.
+
+    Operations are those of the products (what depends on time only is computed once for all cells); bytes are
+    twice those of what these read and write, 16 bits a number.
     """
-    network = nca_lib.load(model).network
-    work = (1 + halo(tile, network.steps)) * steps * network.steps * 2 * products(network.cell)
-    return {
-        f"{side}x{side}": {
-            "operations": work * side**2,
-            "state on disk, bytes": 2 * 2 * 3 * 4 * side**2,
-            "read and written, bytes": 2 * 2 * 3 * 4 * side**2 * steps,
-            "hours": {f"{gpus} GPUs": work * side**2 / GPU_FLOPS / gpus / 3600 for gpus in (1, 8, 64)},
-        }
-        for side in (32_768, 1_000_000)
-    }
+    cell: Any = network.cell
+    layers = (cell.perception, cell.widen, cell.narrow)
+    width, hidden = network.channels, network.hidden
+    numbers = 2 * width + (2 * width + hidden) + (hidden + width)
+    return 2.0 * sum(layer.weight.numel() for layer in layers), 2.0 * 2 * numbers
 
 
-def products(cell: Any) -> int:
-    """Multiplications of a cell's step: what depends on time only is computed once for all cells."""
-    layers: tuple[nn.Conv2d, ...] = (cell.perception, cell.widen, cell.narrow)
-    return sum(layer.weight.numel() for layer in layers)
+def seconds_per_pixel(network: DiffNCA, tile: int, device: Device) -> float:
+    """Of one denoiser call: the cells' steps, halo included, on a device."""
+    operations, moved = of_cell(network)
+    step = operations / device.products + moved / device.bandwidth
+    return (1 + halo(tile, network.steps)) * network.steps * step
+
+
+def costs(model: str, tile: int, steps: int = 20) -> dict[str, Any]:
+    """What large canvases take on GPUs: predicted and not measured.
+
+    For DPM-Solver++, which keeps two arrays; a window is read with its halo, a tile is written, in each step.
+    """
+    network: Any = nca_lib.load(model).network
+    array = 2 * network.image_channels * 4  # bytes of a pixel: image and clean estimate
+    found: dict[str, Any] = {}
+    for name in ("a100", "h100"):
+        device = DEVICES[name]
+        found[name] = {"basis": device.basis}
+        for side in (32_768, 1_000_000):
+            hours = steps * seconds_per_pixel(network, tile, device) * side**2 / 3600
+            found[name][f"{side}x{side}"] = {
+                "hours": {gpus: hours / gpus for gpus in (1, 8, 64)},
+                "state on disk, bytes": 2 * array * side**2,
+                "read and written, bytes": steps * array * (2 + halo(tile, network.steps)) * side**2,
+            }
+    return {"model": model, "tile": tile, "steps": steps, "sampler": "dpm_solver", "devices": found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--model", default="tissue-diff-nca")
     parser.add_argument("--smallest", type=int, default=1024)
     parser.add_argument("--largest", type=int, default=8192)
     parser.add_argument("--tile", type=int, default=512)
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", default=Path(__file__).parent / "results" / "canvas.json", type=Path)
+    parser.add_argument("--out", default=OUT, type=Path)
     options = parser.parse_args()
-    plan = partial(Plan, options.model, tile=options.tile, sampler="ddim", steps=options.steps)
+    ways = {"tile": options.tile, "steps": options.steps, "compiled": options.compiled, "bf16": options.bf16}
+    plan = partial(Plan, options.model, sampler="ddim", **ways)
     sizes = [options.smallest * 2**k for k in range(int(math.log2(options.largest / options.smallest)) + 1)]
-    rows, network = [], nca_lib.load(options.model).network
+    network: Any = nca_lib.load(options.model).network
+    rows = []
     for size in sizes:
-        rows.append({"size": size, **make(plan(size, size))})
+        rows.append({"size": size, "load": os.getloadavg()[0], **make(plan(size, size))})
         print(rows[-1], flush=True)
-    several = None
-    if os.getloadavg()[0] < 0.5:  # workers of a busy machine are not faster
-        several = rows[-1]["seconds"] / make(plan(sizes[-1], sizes[-1]), options.workers)["seconds"]
+    torch.set_num_threads(1)
+    counted = options.steps * seconds_per_pixel(network, options.tile, measured()) * 1e6
     found = {
         "model": options.model,
-        "load": os.getloadavg()[0],
-        "settings": {"tile": options.tile, "steps": options.steps, "sampler": "ddim"},
+        "settings": {"sampler": "ddim", **ways},
         "canvases": rows,
         "memory, largest over smallest": rows[-1]["peak_mib"] / rows[0]["peak_mib"],
         "time per pixel, largest over smallest": rows[-1]["cpu_per_megapixel"] / rows[0]["cpu_per_megapixel"],
-        "largest over predicted": prediction(rows) if len(rows) > 2 else None,
-        f"speed of {options.workers} workers": several,
+        "largest over a line's prediction": prediction(rows) if len(rows) > 2 else None,
+        "largest over what is counted": rows[-1]["cpu_per_megapixel"] / counted,
+        "several workers": several(replace(plan(sizes[0], sizes[0]), compiled=False), options.workers),
         "halo": {side: halo(side, network.steps) for side in (64, 128, 256, 512, 1024)},
-        "tiles at 512": tiles(options.model, 512, (64, 128, 256)),
-        "predicted": {"operations a second of a GPU": GPU_FLOPS, **costs(options.model, options.tile)},
+        "predicted": costs("tissue-diff-nca", 512),
     }
     print(json.dumps(found, indent=2))
     options.out.write_text(json.dumps(found, indent=2) + "\n")

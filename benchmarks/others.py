@@ -1,18 +1,25 @@
 """Other ways to draw in pieces, side by side with exact tiles: seams, difference, work (chapter 7).
 
+    pip install --no-deps infinite-tensor   # without it its two rows are left out
     python benchmarks/others.py
 
-All ways make the same calls of the same model from the same noise. A seam is the jump of the pixels across
-the edges of the pieces, in multiples of the mean jump: about 1 where nothing was cut. Results go to
-benchmarks/results/canvas-others.json.
+All ways of a kind make the same calls of the same model from the same noise. A seam is the jump of the
+pixels across the edges of the pieces, in multiples of the mean jump: about 1 where nothing was cut. Ways of a
+*canvas* are compared with the canvas made as a whole, ways of an endless *plane* with the window of it that
+`sample_region` gives. Work is cells computed for each pixel and call. Results go to `canvas-others.json`
+among the library's results, which chapter 7 reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import json
+import math
 import time
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +29,27 @@ import torch
 from torch import Tensor, nn
 
 import nca_lib
-from nca_lib.canvas.tiles import TiledDenoiser
-from nca_lib.diffusion import Denoiser
+from nca_lib.canvas.tiles import TiledDenoiser, sample_region
+from nca_lib.diff_nca import DiffNCA
 from nca_lib.noise import CounterNoise, Purpose
-from nca_lib.samplers import ddim
+from nca_lib.samplers import SamplerState, ddim
+
+OUT = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "canvas-others.json"
+SEED, SIZE, SIDE = 1, (96, 192), 48
+CALLS = {"canvas": 10, "plane": 4}  # windows of a plane grow with each call that they need
 
 
-class Counted(nn.Module):
-    """A denoiser that counts the cells that it computes."""
+class Cells:
+    """Counts the cells that an automaton computes, as long as it lives."""
 
-    def __init__(self, model: Denoiser):
-        super().__init__()
-        self.model, self.schedule, self.cells = model, model.schedule, 0
+    def __init__(self, network: DiffNCA):
+        self.count, stage = 0, network.image_stage
 
-    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
-        self.cells += noisy.shape[2] * noisy.shape[3]
-        return self.model(noisy, t)
+        def counted(state: Tensor, time: Tensor) -> Tensor:
+            self.count += state.shape[2] * state.shape[3]
+            return stage(state, time)
+
+        network.image_stage = counted  # type: ignore[method-assign]
 
 
 class Windows(nn.Module):
@@ -81,53 +93,128 @@ class MapOverlap(nn.Module):
         return torch.from_numpy(call.compute(scheduler="synchronous"))
 
 
+def infinite_tensor(model: Any, steps: int, overlap: int, halo: int) -> Tensor:
+    """A window of the plane by InfiniteDiffusion's package (Goslin 2025): one infinite tensor for each step.
+
+    Windows of `SIDE` that overlap are blended with weights that fall towards their edges, as in the paper;
+    or, without an overlap, each reads `halo` more around itself, and throws it away.
+    """
+    from infinite_tensor import InfiniteTensor, MemoryTileStore, TensorWindow
+
+    channels, stride, store = model.image_channels, SIDE - overlap, MemoryTileStore()
+    ramp = torch.minimum(torch.arange(1, SIDE + 1), torch.arange(SIDE, 0, -1)) / (SIDE / 2)
+    weight = (ramp[:, None] * ramp)[None] if overlap else torch.ones(1, SIDE, SIDE)
+    depth, step_ = (channels + 1, stride, stride), SIDE + 2 * halo
+    own = slice(halo, halo + SIDE)
+
+    def noise(place: tuple[int, ...]) -> Tensor:
+        source = CounterNoise(SEED).at(place[1] * SIDE, place[2] * SIDE)
+        drawn = source.normal(torch.empty(1, channels, SIDE, SIDE), Purpose.START, 0)[0]
+        return torch.cat([drawn, torch.ones(1, SIDE, SIDE)])
+
+    def advance(made: int) -> Callable[..., Tensor]:
+        def made_one(place: tuple[int, ...], before: Tensor) -> Tensor:
+            image = (before[:channels] / before[channels:])[None]
+            after = SamplerState(math.nan, image, image, made) if made else None
+            image = next(ddim(model, image, steps=steps, after=after)).image[0, :, own, own]
+            return torch.cat([image * weight, weight])
+
+        return made_one
+
+    size = (channels + 1, SIDE, SIDE)
+    tensor = InfiniteTensor((channels + 1, None, None), noise, TensorWindow(size), tile_store=store)
+    for made in range(steps):
+        tensor = InfiniteTensor(
+            (channels + 1, None, None),
+            advance(made),
+            TensorWindow(size, depth),
+            args=(tensor,),
+            args_windows=(TensorWindow((channels + 1, step_, step_), depth, (0, -halo, -halo)),),
+            tile_store=store,
+        )
+    found = tensor[:, 0 : SIZE[0], 0 : SIZE[1]]
+    return (found[:channels] / found[channels:])[None]
+
+
 def seam(image: Tensor, edges: list[int]) -> float:
     """The mean jump across columns `edges` - 1 and `edges`, in multiples of the mean jump."""
     jumps = image.diff(dim=3).abs().mean(dim=(0, 1, 2))
     return float(jumps[[edge - 1 for edge in edges]].mean() / jumps.mean())
 
 
+def ways(model: Any, calls: dict[str, int]) -> dict[str, tuple[str, Callable[[], Tensor], list[int]]]:
+    """Of each way: what it draws, how, and where its pieces meet. The first of a kind is the reference."""
+    halo, cuts = model.network.steps, list(range(SIDE, SIZE[1], SIDE))
+    start = CounterNoise(SEED).normal(torch.empty(1, 3, *SIZE), Purpose.START, 0)
+
+    def draw(denoiser: Any) -> Tensor:
+        *_, last = ddim(denoiser, start, steps=calls["canvas"])
+        return last.image
+
+    found: dict[str, tuple[str, Callable[[], Tensor], list[int]]] = {
+        "whole": ("canvas", lambda: draw(model), cuts),
+        "cut and pasted": ("canvas", lambda: draw(Windows(model, SIDE, 0)), cuts),
+        "exact tiles": ("canvas", lambda: draw(TiledDenoiser(model, SIDE)), cuts),
+        "dask map_overlap": ("canvas", lambda: draw(MapOverlap(model, SIDE, halo)), cuts),
+    }
+    for overlap in (8, 16, 24):
+        edges = list(range(SIDE - overlap, SIZE[1] - SIDE + 1, SIDE - overlap))
+        found[f"overlapping by {overlap}, averaged"] = (
+            "canvas",
+            lambda o=overlap: draw(Windows(model, SIDE, o)),
+            edges,
+        )
+    found["sample_region"] = (
+        "plane",
+        lambda: sample_region(model, 0, 0, *SIZE, SEED, steps=calls["plane"]),
+        cuts,
+    )
+    if importlib.util.find_spec("infinite_tensor"):
+        for overlap in (16, 24):
+            edges = list(range(SIDE - overlap, SIZE[1], SIDE - overlap))
+            found[f"infinite-tensor, overlapping by {overlap}"] = (
+                "plane",
+                lambda o=overlap: infinite_tensor(model, calls["plane"], o, 0),
+                edges,
+            )
+        found["infinite-tensor, with a halo"] = (
+            "plane",
+            lambda: infinite_tensor(model, calls["plane"], 0, halo),
+            cuts,
+        )
+    else:
+        print("infinite-tensor is not installed; its rows are left out")
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--out", default=Path(__file__).parent / "results" / "canvas-others.json", type=Path)
+    parser.add_argument("--out", default=OUT, type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model = nca_lib.load("web-tissue")
-    height, width, side, halo = 96, 192, 48, model.network.steps
-    start = CounterNoise(1).normal(torch.empty(1, 3, height, width), Purpose.START, 0)
-    cuts = list(range(side, width, side))
-    ways: dict[str, tuple[Any, list[int]]] = {
-        "whole": (lambda m: m, cuts),
-        "cut and pasted": (lambda m: Windows(m, side, 0), cuts),
-        "exact tiles": (None, cuts),
-        "dask map_overlap": (lambda m: MapOverlap(m, side, halo), cuts),
-    }
-    for overlap in (8, 16, 24):
-        edges = [place for place in range(side - overlap, width - side + 1, side - overlap)]
-        ways[f"overlapping by {overlap}, averaged"] = (lambda m, o=overlap: Windows(m, side, o), edges)
+    model: Any = nca_lib.load("web-tissue")
+    cells = Cells(model.network)
     found: dict[str, Any] = {}
-    images: dict[str, Tensor] = {}
-    for name, (wrap, edges) in ways.items():
-        counted = Counted(model)
-        denoiser = TiledDenoiser(model, side) if wrap is None else wrap(counted)
-        before = time.process_time()
-        *_, last = ddim(denoiser, start, steps=options.steps)
-        images[name] = last.image
-        cells = counted.cells
-        if wrap is None:
-            cells = options.steps * sum(r.size * c.size for r, c in denoiser.network.tiles((height, width)))
+    references: dict[str, Tensor] = {}
+    for name, (drawn, draw, edges) in ways(model, CALLS).items():
+        before, cells.count = time.process_time(), 0
+        image = draw()
+        reference = references.setdefault(drawn, image)
         found[name] = {
-            "seam": seam(last.image, edges),
-            "mean_difference": float((last.image - images["whole"]).abs().mean()),
-            "equal": torch.equal(last.image, images["whole"]),
-            "work": cells / (options.steps * height * width),
+            "draws": drawn,
+            "calls": CALLS[drawn],
+            "seam": seam(image, edges),
+            "mean_difference": float((image - reference).abs().mean()),
+            "equal": torch.equal(image, reference),
+            "work": cells.count / (CALLS[drawn] * SIZE[0] * SIZE[1]),
             "cpu_seconds": time.process_time() - before,
         }
         print(name, found[name], flush=True)
-    settings = {"model": "web-tissue", "size": [height, width], "side": side, "calls": options.steps}
+    settings: dict[str, Any] = {"model": "web-tissue", "size": SIZE, "side": SIDE}
+    if importlib.util.find_spec("infinite_tensor"):
+        settings["infinite-tensor"] = metadata.version("infinite-tensor")
     options.out.write_text(json.dumps({**settings, "ways": found}, indent=2) + "\n")
 
 

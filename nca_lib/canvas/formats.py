@@ -60,7 +60,7 @@ def write_pyramid(
         folder: does not exist yet.
         picture: see the module.
         mpp: micrometres per pixel; None if a pixel has no size.
-        version: of OME-Zarr; 0.4 is what Bio-Formats, and so QuPath, reads.
+        version: of OME-Zarr; 0.4 is the older one, which more programs know.
 
     Returns:
         The levels as Zarr arrays (C, H, W), the full one first.
