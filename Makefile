@@ -45,6 +45,7 @@ lint: $(SETUP)
 
 bench: $(SETUP)
 	@python benchmarks/run.py
+	@python benchmarks/roofline.py
 
 slide: $(SETUP)
 	@python book/make_slide.py
