@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.errors import UsageError
-from nca_lib.fast import CellWeights, Net, fast_rollout, fast_step, replayed
+from nca_lib.fast import CellWeights, Net, Step, fast_rollout, fast_step, replayed
 from nca_lib.noise import Noise, TorchNoise
 
 EMBEDDING = 4  # channels that tell a cell where and when it is
@@ -273,7 +273,8 @@ class DiffNCA(nn.Module):
         self.context: Tensor | None = None
         self.update_probability, self.checkpointing = update_probability, checkpointing
         self.firing: Noise = TorchNoise()
-        self.fast, self.fast_step = True, fast_step
+        self.fast = True
+        self.fast_step: Step = fast_step
         self.cell = Cell(
             channels,
             hidden,
