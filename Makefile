@@ -52,6 +52,7 @@ bench: $(SETUP)
 	@python benchmarks/run.py
 	@python benchmarks/tiles.py
 	@python benchmarks/canvas.py --compiled --bf16
+	@python benchmarks/roofline.py
 
 slide: $(SETUP)
 	@python book/make_slide.py

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from run import Work, compare, in_way, matrix_rate, show, timed, ways
+from run import Work, add_shares, compare, in_way, matrix_rate, operations_of, show, timed, ways
 
 import nca_lib
 from nca_lib.devices import compile_step, computes_bf16, hardware
@@ -50,7 +50,7 @@ TRAINING, FACES, MEMORY = 5.0, 1.0, 4.0  # times the literal images/s; seconds o
 def rates(device: torch.device) -> dict[str, float]:
     """What the device does in a second, for `nca_lib.experiments.cost`: GFLOP/s by precision, GB/s."""
     found = {}
-    low = [torch.bfloat16, torch.float16] if device.type == "cuda" else []
+    low = [torch.bfloat16] * computes_bf16(device) + [torch.float16] * (device.type == "cuda")
     for dtype in (torch.float32, *low):
         found[str(dtype).removeprefix("torch.")] = matrix_rate(device, dtype)
     here, there = (torch.empty(2**26, device=device) for _ in range(2))
@@ -58,20 +58,21 @@ def rates(device: torch.device) -> dict[str, float]:
     return found | {"bandwidth": 8 * 2**26 / seconds / 1e9}
 
 
-def training(kind: str, setting: Setting, device: torch.device) -> dict[str, Any]:
+def training(kind: str, setting: Setting, device: torch.device, rates: dict[str, float]) -> dict[str, Any]:
     """Images a second of a training step (loss, gradients, Adam), literal and ours; and memory."""
     try:
-        return _training(kind, setting, device)
+        return _training(kind, setting, device, rates)
     except torch.OutOfMemoryError:
         half = replace(setting, batch=setting.batch // 2)
         print(f"too little memory for {setting.batch} images at a time; trying {half.batch}")
-    return training(kind, half, device)
+    return training(kind, half, device, rates)
 
 
-def _training(kind: str, setting: Setting, device: torch.device) -> dict[str, Any]:
+def _training(kind: str, setting: Setting, device: torch.device, rates: dict[str, float]) -> dict[str, Any]:
     torch._dynamo.reset()
     best = ways(device)[-1]
-    chosen = {"literal": ("literal", False), best: (best, False), f"{best}, checkpointed": (best, True)}
+    chosen = {way: (way, False) for way in ("literal", "authors' order", best)}
+    chosen[f"{best}, checkpointed"] = (best, True)
     steps = {name: _step(kind, way, recompute, setting, device) for name, (way, recompute) in chosen.items()}
     table = compare(steps, device, rounds=setting.rounds)
     for name, step in steps.items():
@@ -81,6 +82,7 @@ def _training(kind: str, setting: Setting, device: torch.device) -> dict[str, An
             before = torch.cuda.memory_allocated()
             step()
             table[name]["peak_memory_mb"] = (torch.cuda.max_memory_allocated() - before) / 1e6
+    add_shares(table, operations_of(_step(kind, "eager", False, setting, device)), rates)
     show(f"training step, {kind}, {setting.size}x{setting.size}, batch {setting.batch}", table)
     return table
 
@@ -172,7 +174,7 @@ def measure(device: torch.device, setting: Setting, folder: Path) -> dict[str, d
         f"{result['hardware']}: " + ", ".join(f"{key} {rate:,.0f}" for key, rate in result["rates"].items())
     )
     for kind in ("diff-nca", "fourier"):
-        result[f"training, {kind}"] = training(kind, setting, device)
+        result[f"training, {kind}"] = training(kind, setting, device, result["rates"])
     result["faces"] = faces(setting, device)
     result["predicted"] = predicted(device)
     result["targets"] = targets(result)

@@ -1,8 +1,10 @@
 """`make bench`: how fast everything is, as ratios within one run; `DEVICE=cuda make bench` on a GPU.
 
 Each variant is timed in turn, round after round, so that a drift of the machine's speed hits all alike. The
-first variant of each table is the literal one (`literal.py`): the published method, eager, in float32. Peak
-memory is taken in a process of its own. Results go to benchmarks/results/, with the machine described.
+first variant of each table is the literal one (`literal.py`): the published method, eager, in float32. Beside
+each ratio stands which part of the measured rate of matrix products it reaches. Peak memory is taken in a
+process of its own. Results go to benchmarks/results/, with the machine described; `roofline.py` says where
+the limit lies.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 import literal
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import nca_lib
 from nca_lib.devices import best_device, compile_step, computes_bf16, hardware
@@ -33,7 +36,8 @@ from nca_lib.fourier import FourierDiffNCA
 from nca_lib.samplers import SAMPLERS
 
 ROUNDS = 5
-WAYS = ("literal", "eager", "eager bf16", "compiled", "compiled bf16")
+# The second is the library's code in the authors' order: place and time embedded in each step, at each cell.
+WAYS = ("literal", "authors' order", "eager", "eager bf16", "compiled", "compiled bf16")
 Work = Callable[[], object]
 
 
@@ -80,6 +84,7 @@ def in_way(way: str, model: DiffNCA, device: torch.device) -> Callable[[Tensor, 
     """The denoiser call, computed in one of `WAYS`."""
     if way == "literal":
         return partial(literal.call, model)
+    model.fast = way != "authors' order"
     if way.startswith("compiled"):
         compile_step(model, device)
 
@@ -95,7 +100,7 @@ def ways(device: torch.device) -> list[str]:
     return [way for way in WAYS if computes_bf16(device) or not way.endswith("bf16")]
 
 
-def denoiser_calls(device: torch.device) -> dict[str, Any]:
+def denoiser_calls(device: torch.device, rates: dict[str, float]) -> dict[str, Any]:
     """A call of FourierDiff-NCA 1.1m at 64x64; and of its variant whose cells do not know their place."""
     found = {}
     for name, options, batch in (
@@ -117,6 +122,7 @@ def denoiser_calls(device: torch.device) -> dict[str, Any]:
 
         works: dict[str, Work] = {way: partial(once, call, noisy, t) for way, call in calls.items()}
         found[name] = compare(works, device, rounds=3)
+        add_shares(found[name], operations_of(works["eager"]), rates)
         show(f"denoiser call 64x64, {name}", found[name])
     return found
 
@@ -134,10 +140,10 @@ def training_step(way: str, checkpointing: bool, device: torch.device) -> Work:
     return step
 
 
-def training_steps(device: torch.device) -> dict[str, Any]:
+def training_steps(device: torch.device, rates: dict[str, float]) -> dict[str, Any]:
     """Time of a training step, and its peak memory above that of the loaded program."""
     torch._dynamo.reset()
-    chosen = {"literal": ("literal", False), "eager": ("eager", False)}
+    chosen = {way: (way, False) for way in ("literal", "authors' order", "eager")}
     best = ways(device)[-1]
     chosen |= {best: (best, False), f"{best}, checkpointed": (best, True)}
     works = {name: training_step(way, checkpointing, device) for name, (way, checkpointing) in chosen.items()}
@@ -145,6 +151,7 @@ def training_steps(device: torch.device) -> dict[str, Any]:
     for name, (way, checkpointing) in chosen.items():
         table[name]["images_per_second"] = 4 / table[name]["seconds"]
         table[name]["peak_memory_mb"] = peak_memory(way, checkpointing, device)
+    add_shares(table, operations_of(works["eager"]), rates)
     show("training step, Diff-NCA 336k, 32x32, batch 4", table)
     return table
 
@@ -273,13 +280,28 @@ def share_of_peak(calls: dict[str, Any], rates: dict[str, float]) -> dict[str, f
     }
 
 
+def add_shares(table: dict[str, dict[str, Any]], operations: float, rates: dict[str, float]) -> None:
+    """Note beside each way which part of the matrix rate of its precision it reaches."""
+    for way, row in table.items():
+        rate = rates["bfloat16" if "bf16" in way else "float32"]
+        row["of_matrix_rate"] = operations / row["seconds"] / 1e9 / rate
+
+
+def operations_of(work: Work) -> float:
+    """Floating-point operations of the products in an eager, fast call: those that have to be done."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
 def show(title: str, table: dict[str, dict[str, Any]]) -> None:
     """Print a table."""
     print(f"\n{title:44} {'median ms':>10} {'times as fast (min to max)':>30}", flush=True)
     for name, row in table.items():
         spread = f"{row['ratio']:.2f} ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})"
+        rate = f"{row['of_matrix_rate']:5.0%} of the rate" if "of_matrix_rate" in row else ""
         memory = f"   {row['peak_memory_mb']:.0f} MB" if "peak_memory_mb" in row else ""
-        print(f"{name:44} {1000 * row['seconds']:10.1f} {spread:>30}{memory}", flush=True)
+        print(f"{name:44} {1000 * row['seconds']:10.1f} {spread:>30}{rate:>18}{memory}", flush=True)
 
 
 def main() -> None:
@@ -292,7 +314,7 @@ def main() -> None:
     dtypes = [torch.float32] + [torch.bfloat16] * computes_bf16(device)
     rates = {str(dtype).removeprefix("torch."): matrix_rate(device, dtype) for dtype in dtypes}
     print(f"{hardware(device)}: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))
-    calls = denoiser_calls(device)
+    calls = denoiser_calls(device, rates)
     result = {
         "hardware": hardware(device),
         "processor": platform.processor() or platform.machine(),
@@ -300,7 +322,7 @@ def main() -> None:
         "matrix_gflops": rates,
         "denoiser call, FourierDiff-NCA 1.1m, 64x64": calls,
         "share of the matrix rate": share_of_peak(calls, rates),
-        "training step, Diff-NCA 336k, 32x32, batch 4": training_steps(device),
+        "training step, Diff-NCA 336k, 32x32, batch 4": training_steps(device, rates),
         "sample, faces-fourier, 32x32": samples(device),
         "sample, FourierDiff-NCA 1.1m, 64x64, 10 calls": published_sample(device),
         "evaluation": evaluation(device),

@@ -108,7 +108,7 @@ class GrowingNCA(nn.Module):
         return grown * alive(state) * alive(grown)
 
     def compile_step(self, mode: str | None) -> None:
-        """Compile a step; its mask is drawn outside, whose address would compile it anew."""
+        """Compile a step, its layout included; its mask, of another address each time, is drawn outside."""
         self._update = torch.compile(self._update, mode=mode)  # type: ignore[method-assign]
 
 

@@ -79,7 +79,7 @@ def arithmetic(device: torch.device, *, tf32: bool, deterministic: bool) -> Iter
         tf32: float32 products with ten bits behind the point.
         deterministic: refuse algorithms whose results differ from call to call.
     """
-    compiler = nullcontext()
+    compiler: AbstractContextManager[object] = nullcontext()
     if deterministic:  # no choice of kernels by their time, which would differ from run to run
         compiler = torch._inductor.config.patch(deterministic=True)
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
 from nca_lib.errors import UsageError
-from nca_lib.fast import CellWeights, Net, fast_rollout, fast_step, replayed
+from nca_lib.fast import CellWeights, Net, Step, fast_rollout, fast_step, replayed
 from nca_lib.noise import Noise, TorchNoise
 
 EMBEDDING = 4  # channels that tell a cell where and when it is
@@ -274,7 +274,7 @@ class DiffNCA(nn.Module):
         self.update_probability, self.checkpointing = update_probability, checkpointing
         self.firing: Noise = TorchNoise()
         self.fast = True
-        self.fast_step: Callable[..., Tensor] = fast_step
+        self.fast_step: Step = fast_step
         self.cell = Cell(
             channels,
             hidden,

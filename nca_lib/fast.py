@@ -1,5 +1,6 @@
 """The fast path of an automaton's call (chapter 8): a cell's numbers side by side, weights normalised once.
 
+A state is (B, H, W, C), which a convolution reads as channels-last: products need no copies, on a GPU either.
 It computes what [`Cell`][nca_lib.diff_nca.Cell] computes, equal up to rounding, gradients included, where
 cells normalise by themselves. Where all cells of an image are told the same, conditioning becomes part of the
 weights: one set for all images if they are told the same, as when sampling, or one for each, as in training.

@@ -248,6 +248,28 @@ def test_before_training_every_cell_holds_z(size: int) -> None:
     assert torch.equal(state, z[:, :, None, None].expand_as(state))
 
 
+def test_states_lie_channels_last_and_are_those_of_the_other_layout() -> None:
+    torch.manual_seed(0)
+    model, found = VNCA(8, latent=12, hidden=8).double(), []
+    nn.init.normal_(model.update[-1].weight, std=0.1)  # type: ignore[arg-type]
+    z = torch.randn(2, 12, dtype=torch.float64)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        model.zero_grad()
+        state = z[:, :, None, None].expand(-1, -1, 2, 2)
+        if layout == torch.channels_last:
+            for state in model.growth(z):
+                assert state.is_contiguous(memory_format=layout)
+        else:
+            for doubling in range(model.doublings + 1):
+                state = interpolate(state, scale_factor=2.0) if doubling else state
+                for _ in range(model.steps):
+                    state = model.step(state.contiguous())
+        state.square().mean().backward()
+        found.append([state.detach(), *(p.grad for p in model.update.parameters() if p.grad is not None)])
+    for last, first in zip(*found, strict=True):
+        torch.testing.assert_close(last, first)
+
+
 @torch.no_grad()
 def test_growth_is_eight_steps_between_doublings_that_copy_each_cell_to_four() -> None:
     model = tiny(16)

@@ -40,7 +40,10 @@ def test_the_gpu_benchmark_runs_where_it_can_be_rehearsed(
     result = json.loads(written.read_text())
     assert result["targets"] == targets
     for kind in ("diff-nca", "fourier"):
-        best = max(row["ratio"] for row in result[f"training, {kind}"].values())
+        rows = result[f"training, {kind}"]
+        best = max(row["ratio"] for row in rows.values())
+        assert list(rows)[:2] == ["literal", "authors' order"]
+        assert 0 < rows["authors' order"]["of_matrix_rate"] < 1
         assert targets[f"training, {kind}, times the literal images/s"]["found"] <= best
     assert targets["seconds of a sheet of faces"]["met"] == (
         targets["seconds of a sheet of faces"]["found"] < 1
@@ -48,13 +51,13 @@ def test_the_gpu_benchmark_runs_where_it_can_be_rehearsed(
 
 
 def test_where_memory_is_too_little_half_the_batch_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def training(kind: str, setting: gpu.Setting, device: torch.device) -> dict[str, int]:
+    def training(kind: str, setting: gpu.Setting, device: torch.device, rates: object) -> dict[str, int]:
         if setting.batch > 4:
             raise torch.OutOfMemoryError
         return {"batch": setting.batch}
 
     monkeypatch.setattr(gpu, "_training", training)
-    assert gpu.training("fourier", gpu.PUBLISHED, torch.device("cpu")) == {"batch": 4}
+    assert gpu.training("fourier", gpu.PUBLISHED, torch.device("cpu"), {}) == {"batch": 4}
 
 
 def test_originality_tells_copies_of_tissue_from_held_out_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,9 +85,7 @@ class Loss(nn.Module):
 def shared_loss(model: nn.Module, loss: Callable[[], Tensor]) -> Loss | DistributedDataParallel:
     """A module whose call is `loss()`; of several processes, its backward pass averages the gradients."""
     module = Loss(model, loss)
-    if rank_and_size()[1] == 1:
-        return module
-    return DistributedDataParallel(module, broadcast_buffers=False)  # they are constants
+    return DistributedDataParallel(module) if rank_and_size()[1] > 1 else module
 
 
 def unshared(loss: Loss | DistributedDataParallel) -> AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from nca_lib.experiments import checkpoints
 from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.tasks import Task
 from nca_lib.files import writing
-from nca_lib.processes import leads
+from nca_lib.processes import leads, rank_and_size
 from nca_lib.weights import save
 
 
@@ -152,6 +152,7 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """How the weights came about."""
+        processes = rank_and_size()[1]
         return {
             "experiment": self.experiment.to_dict(),
             "data_fingerprint": self.task.fingerprint,
@@ -161,7 +162,7 @@ class Run:
             "training_seconds": round(self.seconds, 1),
             "training_loss": round(self.smooth_loss, 5) if self.step else None,
             "held_out_loss": round(self.held_out_loss, 5),
-            "hardware": hardware(self.device),
+            "hardware": hardware(self.device) if processes == 1 else f"{processes} x {hardware(self.device)}",
             "torch_version": torch.__version__,
             **({"resumed_anyway": self.resumed_anyway} if self.resumed_anyway else {}),
         }

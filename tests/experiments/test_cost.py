@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,23 @@ import torch
 
 from nca_lib.__main__ import main
 from nca_lib.errors import UsageError
-from nca_lib.experiments.cost import COUNTED, DEVICES, Device, _Meter, device_named, predict, table, work_of
+from nca_lib.experiments import cost
+from nca_lib.experiments.cost import (
+    COUNTED,
+    DEVICES,
+    Device,
+    Work,
+    _Meter,
+    device_named,
+    predict,
+    table,
+    work_of,
+)
+from nca_lib.experiments.files import names
+from nca_lib.experiments.matrix import read
 from nca_lib.experiments.settings import Experiment
+
+ROOT = Path(__file__).parents[2]
 
 
 def automaton(channels: int = 8, hidden: int = 16, size: int = 12, **more: Any) -> Experiment:
@@ -95,6 +112,38 @@ def test_the_command_says_what_is_predicted_and_on_what_basis(capsys: pytest.Cap
     assert "digits-mlp" in said
     assert "data sheet (121 TFLOP/s, 300 GB/s), of which 40% and 70% are assumed" in said
     assert "here $1.50" in said
+
+
+def test_the_books_table_is_the_cost_modules_of_every_preset(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        cost, "_counted", lambda toml: Work(1e12, 1e9, 2**30, 100, 10**6)
+    )  # counted elsewhere
+    page = json.loads((ROOT / "book" / "published_experiments.ipynb").read_text())
+    sources = ["".join(cell["source"]) for cell in page["cells"] if cell["cell_type"] == "code"]
+    (cell,) = (source for source in sources if "table(" in source)
+    exec(cell, {"read": read, "predict": predict, "table": table, "device_named": device_named})
+    lines = capsys.readouterr().out.splitlines()
+    published = {name for name in names() if name.startswith(("celeba-", "bcss-"))}
+    assert {line.split()[0] for line in lines[1:-1]} == published
+    assert len(published) == 20
+    assert lines[0].split() == ["predicted", "hours", "memory", "images/s", "dollars"]
+    assert lines[-1].startswith("NVIDIA A100")
+    for assumed in ("data sheet (312 TFLOP/s, 2,039 GB/s)", "40% and 70%", "$2.00 an hour"):
+        assert assumed in lines[-1]
+    for line in lines[1:-1]:
+        images, hours = Experiment.read(line.split()[0]).training, float(line.split()[1])
+        rate = float(line.split()[4].replace(",", ""))
+        assert hours == pytest.approx(images.steps * images.batch / rate / 3600, rel=0.02)
+
+
+def test_what_the_page_says_of_predicted_and_measured_steps_is_in_the_file() -> None:
+    kept = json.loads((ROOT / "benchmarks" / "results" / "cost-cpu.json").read_text())
+    ratios = {name: row["ratio"] for name, row in kept["seconds of a step"].items()}
+    assert ratios.pop("faces-unet") == pytest.approx(0.25, abs=0.03)  # narrow UNets: four times as long
+    assert all(0.75 < ratio < 1.25 for ratio in ratios.values())
+    assert kept["apart"] > 4
 
 
 def test_what_does_not_fit_is_said(capsys: pytest.CaptureFixture[str]) -> None:

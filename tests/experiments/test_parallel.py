@@ -21,6 +21,7 @@ from nca_lib.experiments.parallel import Part, PartNoise, parts
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.training import train
 from nca_lib.noise import Purpose
+from nca_lib.weights import record
 
 
 def vnca(**training: Any) -> Experiment:
@@ -70,6 +71,7 @@ def test_two_and_then_four_processes_learn_what_one_learns(tmp_path: Path) -> No
     together(4, tmp_path / "several", steps=4, resume=True)
     for name in experiments(4):
         assert_same_weights(tmp_path / "alone" / name, tmp_path / "several" / name)
+        assert record(tmp_path / "several" / name / "model.safetensors")["hardware"].startswith("4 x ")
 
 
 def test_accumulating_changes_nothing_but_rounding(tmp_path: Path) -> None:
