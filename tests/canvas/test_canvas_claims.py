@@ -57,7 +57,7 @@ def test_tiles_that_the_library_chooses_are_faster_than_the_whole_or_compiled_as
     chosen = [row for row in timed if row["chosen"] and row["side"] < row["size"]]
     assert chosen
     assert all(row["ratio"] > 1.2 for row in chosen if row["way"] == "eager")
-    assert all(row["ratio"] > 0.95 for row in chosen if row["way"] == "compiled")
+    assert all(row["ratio"] > 0.95 for row in chosen if row["way"].startswith("compiled"))
     assert all(row["size"] >= 512 for row in chosen)
     assert all(row["equal"] is not False for row in timed)
 
