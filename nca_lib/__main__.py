@@ -137,6 +137,8 @@ def _cost(arguments: argparse.Namespace, overrides: dict[str, Any]) -> None:
 
     device = device_named(arguments.device)
     if arguments.price is not None:
+        if not 0 <= arguments.price < float("inf"):
+            raise UsageError(f"--price: {arguments.price} is no price; dollars an hour, at least 0")
         device = replace(
             device, dollars=arguments.price, basis=f"{device.basis}; here ${arguments.price:.2f}"
         )

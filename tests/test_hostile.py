@@ -164,6 +164,23 @@ def test_the_other_commands(command: str, what: str, given: dict[str, str]) -> N
     check(command, what, given)
 
 
+@few
+@given(
+    st.sampled_from(["models", "cost", "join"]),
+    model | st.text(max_size=8),
+    st.fixed_dictionaries(
+        {}, optional={"device": st.sampled_from(["h100", "here", "", "x"]), "price": number}
+    )
+    | st.fixed_dictionaries({"out": path}),
+)
+@example("cost", "digits-mlp", {"price": "nan"})
+@example("cost", "digits-mlp", {"price": "-1"})
+@example("join", "digits-mlp", {"out": "x.safetensors"})
+@example("join", "tissue-cascade", {"out": "x.png"})
+def test_commands_that_compute_nothing(command: str, what: str, given: dict[str, str]) -> None:
+    check(command, what, given)
+
+
 def tensor(shape: list[int], fill: float, kind: torch.dtype) -> Tensor:
     return (
         torch.full(shape, fill).nan_to_num(0, 0).to(kind)
