@@ -144,3 +144,30 @@ def test_on_digits_the_frequency_stage_halves_the_distance(eye: str) -> None:
     assert {row["images_seen"] for row in (first, second)} == {32_000}
     assert distance(first, eye) < 0.52 * distance(second, eye)
     assert {row["metrics"]["digits"]["classes"] for row in (first, second)} == {10}
+
+
+def told(model: str, message: str) -> dict[str, Any]:
+    """The measurements of a model whose message was replaced."""
+    table = rows(Path(matrix.__file__).parent / "results" / "messages.jsonl")
+    (row,) = [r for r in table if (r["model"], r["message"]) == (model, message)]
+    return dict(row["metrics"])
+
+
+def test_place_makes_the_face_and_news_makes_its_parts_agree() -> None:
+    own, mean, nothing = (
+        final("faces-fourier")["metrics"]["coherence"],
+        told("faces-fourier", "mean")["coherence"],
+        told("faces-fourier", "nothing")["coherence"],
+    )
+    assert mean["face"] == 1 and nothing["face"] == 0
+    assert abs(mean["eyes"] - 0.23) < 0.04 < own["eyes"] - 0.23  # what glued halves keep
+    assert mean["light"] < 0.5 and own["light"] > 0.9
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_for_digits_place_alone_is_nearly_as_good_as_the_whole_message(eye: str) -> None:
+    own, none = distance(final("digits-fourier"), eye), distance(final("digits-diff-nca"), eye)
+    mean = told("digits-fourier", "mean")["extractors"][eye]["frechet_distance"]
+    assert own < mean < own + 0.25 * (none - own)
+    faces = told("faces-fourier", "mean")["extractors"][eye]["frechet_distance"]
+    assert faces > 5 * distance(final("faces-fourier"), eye)
