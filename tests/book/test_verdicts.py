@@ -171,3 +171,21 @@ def test_for_digits_place_alone_is_nearly_as_good_as_the_whole_message(eye: str)
     assert own < mean < own + 0.25 * (none - own)
     faces = told("faces-fourier", "mean")["extractors"][eye]["frechet_distance"]
     assert faces > 5 * distance(final("faces-fourier"), eye)
+
+
+def test_a_diff_nca_that_is_told_its_place_paints_faces_and_keeps_no_rule_better_than_glue() -> None:
+    row = final("faces-diff-nca-position")
+    kept, glued = row["metrics"]["coherence"], {"eyes": 0.23, "hair": 0.09, "light": 0.15, "background": 0.15}
+    assert row["images_seen"] == 64_000
+    assert kept["face"] > 0.98 and kept["all"] == 0
+    assert all(kept[rule] < share + 0.02 for rule, share in glued.items() if rule != "hair")
+    assert kept["hair"] < 0.3 < final("faces-fourier")["metrics"]["coherence"]["hair"]
+    for eye in EYES:
+        assert distance(final("faces-fourier"), eye) < distance(row, eye) < distance(final("faces-diff-nca"), eye)
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_told_its_place_it_stands_level_with_the_large_unet_and_keeps_no_rule(eye: str) -> None:
+    placed, unet = final("faces-diff-nca-position"), final("faces-unet")
+    assert abs(distance(placed, eye) / distance(unet, eye) - 1) < 0.1
+    assert placed["metrics"]["coherence"]["all"] == 0 < 0.2 < unet["metrics"]["coherence"]["all"]
