@@ -181,7 +181,11 @@ def test_a_diff_nca_that_is_told_its_place_paints_faces_and_keeps_no_rule_better
     assert all(kept[rule] < share + 0.02 for rule, share in glued.items() if rule != "hair")
     assert kept["hair"] < 0.3 < final("faces-fourier")["metrics"]["coherence"]["hair"]
     for eye in EYES:
-        assert distance(final("faces-fourier"), eye) < distance(row, eye) < distance(final("faces-diff-nca"), eye)
+        assert (
+            distance(final("faces-fourier"), eye)
+            < distance(row, eye)
+            < distance(final("faces-diff-nca"), eye)
+        )
 
 
 @pytest.mark.parametrize("eye", EYES)
