@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,7 +148,8 @@ def test_a_resumed_run_goes_on_counting_seconds(tmp_path: Path) -> None:
 
 def test_progress_is_reported_by_moving_averages(tmp_path: Path) -> None:
     nothing: Any = None
-    run = Run(diffusing(batch=6), tmp_path / "in" / "depth", nothing, nothing, nothing, torch.device("cpu"))
+    task: Any = SimpleNamespace(model=nn.Linear(1, 1))
+    run = Run(diffusing(batch=6), tmp_path / "in" / "depth", task, nothing, nothing, torch.device("cpu"))
     run.count(5.0, seconds=2.0)
     assert (run.step, run.seconds, run.smooth_loss, run.images_per_second) == (1, 2.0, 5.0, 3.0)
     run.count(10.0, seconds=2.5)  # 12 images a second
