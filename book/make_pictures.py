@@ -14,6 +14,7 @@ from nca_lib.automaton import states, to_rgb
 from nca_lib.book.figures import to_uint8
 from nca_lib.devices import compile_step, computes_bf16
 from nca_lib.noise import CounterNoise, firing_from
+from nca_lib.samplers import dpm_solver
 
 STATIC = Path(__file__).parent / "_static"
 GAP = 6  # pixels between pictures
@@ -36,6 +37,14 @@ def tissue(
             steps=steps,
             seed=seed,
         )
+
+
+def tissue_from_coarse_to_fine() -> torch.Tensor:
+    """Glands and stroma at the photograph's full scale, (3, 512, 1040)."""
+    cascade = nca_lib.load("tissue-cascade")
+    return nca_lib.sample(
+        cascade, (512, 1040), sampler=dpm_solver, steps=12, seed=5
+    )[0]
 
 
 def beside(pictures: list[Image.Image]) -> Image.Image:
@@ -109,10 +118,10 @@ def main() -> None:
     strip = Image.fromarray(to_uint8(tissue(model, (512, 2048), 1, 1, 25)[0]))
     save(strip, "tissue-strip.jpg")
     portraits().save(STATIC / "portraits.png", optimize=True)
+    glands = Image.fromarray(to_uint8(tissue_from_coarse_to_fine()))
+    save(glands, "tissue-glands.jpg")
     cells = growth()
-    banner = strip.crop((0, 0, cells.width * 2 // 3, 240))
-    banner = banner.resize((cells.width, 360), Image.Resampling.BICUBIC)
-    save(below([cells, banner]), "banner.jpg")
+    save(below([cells, glands.crop((0, 0, cells.width, 360))]), "banner.jpg")
 
 
 if __name__ == "__main__":

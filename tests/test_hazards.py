@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -176,11 +175,11 @@ def test_what_torchrun_hands_on_is_no_second_signal(monkeypatch: Patch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with checkpoints.stop_signals() as stop:
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # to this thread, at once
         assert stop.signal == signal.SIGINT
         stop.since -= 2 * checkpoints.ECHO
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -272,7 +272,7 @@ def test_where_compiling_fails_training_goes_on_uncompiled(
     said = capsys.readouterr().out
     assert "going on uncompiled" in said
     assert "file too short" in said
-    assert "torchinductor" in said
+    assert "if it fails again, delete /" in said
     one, other = (weights.load(place / "model.safetensors").state_dict() for place in (finished, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
