@@ -113,5 +113,6 @@ def test_seed_and_strength_are_heeded(page: Page, model: Cascade) -> None:
     page.get_by_text("told the sketch").wait_for()
     assert (drawn(page, 1) - expected(model, sketch, 0.0, 1)).abs().max() <= 1
     page.locator("summary").click()
-    code = page.locator("pre").inner_text()
-    assert "the_model" in code and "laid_out(sketch, 0), (32, 32), steps=4, seed=1" in code
+    code = page.locator("pre")
+    expect(code).to_contain_text("the_model")
+    expect(code).to_contain_text("laid_out(sketch, 0), (32, 32), steps=4, seed=1")
