@@ -65,6 +65,13 @@ def test_lists_and_code_stand_apart() -> None:
     ]  # fmt: skip
 
 
+def test_an_example_below_the_first_sentence_is_code() -> None:
+    lines = ["What it is.", "", '    x = `raw`("a")', "", "More.", "", "Args:", "    x: one.", ""]
+    assert nca_reference.to_rst(lines, "nca_lib.noise") == [
+        "What it is.", "", "::", "", '    x = `raw`("a")', "", "More.", "", "Args:", "    x: one.", "",
+    ]  # fmt: skip
+
+
 def test_reading_time_counts_words_and_code_lines() -> None:
     page = nodes.section()
     page += nodes.paragraph("", "word " * 600)

@@ -42,7 +42,7 @@ def to_rst(lines: Sequence[str], module: str) -> list[str]:
     """A docstring of the library's form as reStructuredText.
 
     Backticks mean code, [`Name`][] and [`Name`][nca_lib.module.Name] are links, lists need no blank line, and an
-    indented block after a colon and a blank line is code.
+    indented block after a colon and a blank line is code; so is one below a docstring's first sentences.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -74,13 +74,17 @@ def to_rst(lines: Sequence[str], module: str) -> list[str]:
         out.append(REFERENCE_OR_CODE.sub(replace, line))
         following = lines[number + 2] if number + 2 < len(lines) else ""
         deeper = len(following) - len(following.lstrip()) >= indent + 4
+        introduces = line.endswith(":") or (not indent and line.endswith("."))
         if (
-            line.endswith(":")
+            introduces
             and not lines[number + 1].strip()
             and following.strip()
             and deeper
         ):
-            out[-1] += ":"
+            if line.endswith(":"):
+                out[-1] += ":"
+            else:
+                out += ["", "::"]
             code_indent = indent + 4
     return out
 

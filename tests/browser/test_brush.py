@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from chromium import CHROMIUM, QUIET
 from playwright.sync_api import Page, sync_playwright
-from test_pages import CHROMIUM, QUIET
 
 from nca_lib.book.figures import image_bytes
 from nca_lib.book.pages import bundle

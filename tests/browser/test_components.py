@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, Route, sync_playwright
-from test_pages import CHROMIUM, QUIET
+from playwright.sync_api import Browser, Page, Route
 
 from nca_lib.book import pages
 from nca_lib.book.export import export, rounded
@@ -41,15 +40,6 @@ MOUNT = """async ([source, traits]) => {
 }"""
 
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "these tests need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
 
 
 def network_of() -> DiffNCA:

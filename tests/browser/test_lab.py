@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chromium import CHROMIUM, QUIET
 from playwright.sync_api import Locator, Page, Route, TimeoutError, expect, sync_playwright
-from test_pages import CHROMIUM, QUIET
 
 PATIENCE = 60_000  # ms: the longest that a condition may take
 CELLS = [

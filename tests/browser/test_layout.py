@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from test_pages import CHROMIUM, QUIET
+from playwright.sync_api import Browser, Page, expect
 from torch import Tensor
 
 from nca_lib.book.demo import gland_sketch, layout_painter
@@ -23,15 +22,6 @@ PIXELS = """number => {
     const canvas = document.querySelectorAll("canvas")[number];
     return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "these tests need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,11 @@ import importlib
 import inspect
 import json
 import pkgutil
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 
 import nca_lib
 
@@ -18,16 +16,6 @@ HTML = Path(__file__).parents[2] / "_build" / "html"
 START = "index.html"  # only leads on to the preface
 CHAPTERS = sorted(page.relative_to(HTML).as_posix() for page in HTML.glob("book/**/*.html"))
 PAGES = [*CHAPTERS, "genindex.html", "search.html"]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-quic",
-]
 LOCAL = ("file:", "data:", "blob:", "about:")
 
 # What a reader would call broken, found in the page itself. Each entry is a list of descriptions.
@@ -51,15 +39,6 @@ DEFECTS = """() => {
     };
 }"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "these tests need Chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
 
 
 class Visit:

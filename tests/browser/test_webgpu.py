@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from chromium import CHROMIUM
 from playwright.sync_api import Page, sync_playwright
 from test_components import HEAD, MOUNT, PIXELS, traits_of
-from test_pages import CHROMIUM
 
 from nca_lib.book.export import export
 from nca_lib.book.pages import WEB, bundle
