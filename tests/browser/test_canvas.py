@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Page
-from test_components import HEAD, OVERFLOW, browser, network_of  # noqa: F401 - a fixture
+from test_components import HEAD, OVERFLOW, network_of
 
 from nca_lib.book.demo import endless_plane
 from nca_lib.book.export import rounded

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from playwright.sync_api import Browser, Page
-from test_components import HEAD, OVERFLOW, browser  # noqa: F401
+from test_components import HEAD, OVERFLOW
 
 from nca_lib.book import demo
 from nca_lib.book.film import View, film_page
