@@ -24,7 +24,7 @@ PIXELS = """() => {
 }"""
 
 
-def opened(browser: Any, path: Path, problems: list[str], **settings: Any) -> Page:  # noqa: F811
+def opened(browser: Any, path: Path, problems: list[str], **settings: Any) -> Page:
     page = browser.new_context(viewport={"width": 390, "height": 800}, offline=True, **settings).new_page()
     page.on("console", lambda m: m.type == "error" and problems.append(m.text))
     page.on("pageerror", lambda error: problems.append(str(error)))
@@ -34,7 +34,7 @@ def opened(browser: Any, path: Path, problems: list[str], **settings: Any) -> Pa
 
 
 def test_moving_over_the_plane_shows_what_the_library_draws_there(
-    browser: Any,  # noqa: F811
+    browser: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -102,7 +102,7 @@ def slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "book" / "slide.html"
 
 
-def test_a_slide_opens_from_disk_and_keys_lead_through_it(browser: Any, slide: Path) -> None:  # noqa: F811
+def test_a_slide_opens_from_disk_and_keys_lead_through_it(browser: Any, slide: Path) -> None:
     problems: list[str] = []
     page = opened(browser, slide, problems, reduced_motion="reduce")
     status = page.locator(".slide-tools output")

@@ -67,7 +67,7 @@ Show = Callable[..., Page]
 
 
 @pytest.fixture
-def show(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Show]:  # noqa: F811
+def show(browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Show]:
     """Open a page with a component; whatever goes wrong on it fails the test at its end."""
     monkeypatch.setenv("NCA_LIB_BOOK", "1")
     problems: list[str] = []
