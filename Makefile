@@ -53,6 +53,7 @@ bench: $(SETUP)
 	@python benchmarks/tiles.py
 	@python benchmarks/canvas.py --compiled --bf16
 	@python benchmarks/roofline.py
+	@python benchmarks/allocator.py
 
 slide: $(SETUP)
 	@python book/make_slide.py

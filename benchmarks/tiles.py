@@ -1,4 +1,4 @@
-"""Tiles of many sides against the whole, in one process: which are faster (chapter 7, `in_tiles`).
+"""Tiles of many sides against the whole, in one process: which are faster (chapter 7).
 
     python benchmarks/tiles.py [--sizes 256 512 1024] [--sides 64 96 128 192 256 512] [--ways eager compiled]
 
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import nca_lib
-from nca_lib.canvas.tiles import TiledDenoiser, in_tiles
+from nca_lib.canvas.tiles import TiledDenoiser
 from nca_lib.devices import compile_step
 
 OUT = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "canvas-tiles.jsonl"
@@ -34,9 +34,7 @@ def compare(name: str, way: str, size: int, sides: list[int], rounds: int) -> li
     model.network.fast = way != "literal"
     if way.startswith("compiled"):
         compile_step(model, torch.device("cpu"))
-    fastest: Any = in_tiles(model, (size, size))
-    chosen = None if fastest is model else fastest.network.tile
-    sides = sorted({side for side in [*sides, chosen] if side and side < size})
+    sides = [side for side in sides if side < size]
     denoisers: dict[int, Any] = {size: model, **{side: TiledDenoiser(model, side) for side in sides}}
     noisy, t = torch.randn(1, 3, size, size), torch.tensor([100])
     seconds: dict[int, float] = {}
@@ -56,7 +54,6 @@ def compare(name: str, way: str, size: int, sides: list[int], rounds: int) -> li
             "size": size,
             "side": side,
             "window": next(iter(denoiser.network.tiles((size, size))))[0].size if side < size else size,
-            "chosen": side == (chosen or size),
             "cpu_seconds": seconds[side],
             "ratio": seconds[size] / seconds[side],
             "equal": torch.equal(images[side], images[size]),

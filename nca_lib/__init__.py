@@ -7,7 +7,10 @@ them are four rooms: `data`, `experiments`, `evaluation`, and `book`, which hold
 
 __version__ = "0.1.0"
 
+from nca_lib.memory import keep_freed_memory
 from nca_lib.samplers import sample
 from nca_lib.weights import from_reference, load
+
+keep_freed_memory()
 
 __all__ = ["from_reference", "load", "sample"]

@@ -151,14 +151,14 @@ def _models(arguments: argparse.Namespace) -> None:
 
         print(card(arguments.model))
         return
-    print(f"{'name':24} {'kind':16} {'parameters':>10} {'data':10} {'steps':>7} {'minutes':>7}  hardware")
+    print(f"{'name':24} {'kind':16} {'parameters':>10} {'data':19} {'steps':>7} {'minutes':>7}  hardware")
     for name in weights.names():
         record = weights.record(name)
         experiment = record["experiment"]
         kind = "cascade" if "levels" in record else experiment["model"]["kind"]
         data = experiment["growing"]["picture"] if kind == "growing-nca" else experiment["data"]["kind"]
         print(
-            f"{name:24} {kind:16} {record['parameters']:10,} {data:10} {record['steps']:7,} "
+            f"{name:24} {kind:16} {record['parameters']:10,} {data:19} {record['steps']:7,} "
             f"{record['training_seconds'] / 60:7.1f}  {record['hardware']}"
         )
 

@@ -13,9 +13,10 @@ from torch import nn
 from tqdm import tqdm
 
 from nca_lib import editing, weights
-from nca_lib.canvas import TiledDenoiser, in_tiles
-from nca_lib.cascade import Cascade
+from nca_lib.canvas import in_bounded_memory
+from nca_lib.cascade import Cascade, Guided
 from nca_lib.data import files
+from nca_lib.data.conditional import WISHES, asked_for
 from nca_lib.data.images import MOST_PIXELS
 from nca_lib.devices import compile_step, compiler_failed, computes_bf16, device_of, worth_compiling
 from nca_lib.diffusion import Denoiser
@@ -28,12 +29,19 @@ def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
     drawn = commands.add_parser("sample", help="draw images from a trained model")
     drawn.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
     drawn.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels (default 64x64)")
-    drawn.add_argument("--count", type=positive, default=1, help="how many images (default 1)")
+    drawn.add_argument("--count", type=positive, help="how many images (default: one of each wish)")
     drawn.add_argument("--sampler", choices=SAMPLERS, default="dpm_solver", help="default dpm_solver")
     drawn.add_argument("--steps", type=positive, default=20, help="denoiser calls (default 20)")
     drawn.add_argument("--seed", type=int, default=0, help="same seed, same picture (default 0)")
     drawn.add_argument("--layout", help="of a cascade: a sketch that stands in for its coarsest level")
     drawn.add_argument("--layout-strength", type=float, default=0.5, help="0 as it is, 1 anew (default 0.5)")
+    drawn.add_argument(
+        "--ask",
+        nargs="+",
+        metavar="WISH",
+        help="of a model that reads what to draw, what each image shows, in turn: 7, or hair_colour=ginger",
+    )
+    drawn.add_argument("--guidance", type=float, default=1.0, help="1 as asked (default), more exaggerates")
     drawn.add_argument("--columns", type=positive, help="images per row of the grid")
     drawn.add_argument("--bf16", action="store_true", help="mixed precision: faster, slightly different")
     drawn.add_argument("--out", default="samples.png", help="the picture to write (default samples.png)")
@@ -69,6 +77,7 @@ def _add_editing(commands: Any, positive: Callable[[str], int]) -> None:
 
 def _sample(arguments: argparse.Namespace) -> None:
     height, width = _size(arguments.size)
+    arguments.count = arguments.count or len(arguments.ask or [""])
     device = device_of(arguments.device)
     files.check_output(arguments.out, arguments.force)
     images = _draw(arguments, (height, width), device)
@@ -78,8 +87,10 @@ def _sample(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
 
 
-def _loaded(arguments: argparse.Namespace, device: torch.device) -> nn.Module:
+def _loaded(arguments: argparse.Namespace, size: tuple[int, int], device: torch.device) -> nn.Module:
     model = weights.load(arguments.model, device)
+    if arguments.ask or weights.record(arguments.model)["experiment"].get("data", {}).get("kind") in WISHES:
+        return _asked(arguments, model, size)
     if not arguments.layout:
         return model
     if not isinstance(model, Cascade):
@@ -89,13 +100,21 @@ def _loaded(arguments: argparse.Namespace, device: torch.device) -> nn.Module:
     return model.laid_out(files.read(arguments.layout)[0][None], arguments.layout_strength)
 
 
+def _asked(arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int]) -> Denoiser:
+    """The model that is told what to draw; "" where nothing is asked for."""
+    kind = weights.record(arguments.model)["experiment"].get("data", {}).get("kind")
+    if kind not in WISHES or not isinstance(model, Denoiser):
+        raise UsageError(f"--ask: {arguments.model} reads no wish; digits-by-class does")
+    wishes = arguments.ask or [""]
+    context = asked_for(kind, [wishes[i % len(wishes)] for i in range(arguments.count)], size)
+    return Guided(model, context, arguments.guidance)
+
+
 def _draw(arguments: argparse.Namespace, size: tuple[int, int], device: torch.device) -> torch.Tensor:
     calls, sampler = arguments.steps, SAMPLERS[arguments.sampler]
 
     def draw(model: nn.Module) -> torch.Tensor:
-        if isinstance(model, Cascade) and size[0] * size[1] > 1024**2:
-            model = TiledDenoiser(model, tile=512)  # equal bit for bit, in less memory
-        model = in_tiles(model, size, arguments.count)
+        model = in_bounded_memory(model, size, arguments.count)
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16 and computes_bf16(device)):
             if not isinstance(model, Denoiser):
                 return sample(model, size, count=arguments.count, seed=arguments.seed)
@@ -107,7 +126,7 @@ def _draw(arguments: argparse.Namespace, size: tuple[int, int], device: torch.de
             rest = deque(tqdm(way, said, total=calls, initial=1, unit="call"), maxlen=1)
             return (rest.pop() if rest else first).image
 
-    model = _loaded(arguments, device)
+    model = _loaded(arguments, size, device)
     if isinstance(model, Denoiser) and worth_compiling(arguments.count * size[0] * size[1] * calls):
         print("compiling first; it takes about half a minute, once", file=sys.stderr)
         compile_step(model, device)
@@ -122,7 +141,7 @@ def _draw(arguments: argparse.Namespace, size: tuple[int, int], device: torch.de
             ) from error
         else:
             raise
-    return draw(_loaded(arguments, device))
+    return draw(_loaded(arguments, size, device))
 
 
 def _inpaint(arguments: argparse.Namespace) -> None:
@@ -166,8 +185,8 @@ def _edit(
         raise UsageError(f"{arguments.model} is not a diffusion model, which editing needs")
 
     def changed(image: torch.Tensor) -> torch.Tensor:
-        fastest = in_tiles(model, (factor * image.shape[2], factor * image.shape[3]))
-        return change(fastest, image.to(device), steps=arguments.steps, seed=arguments.seed)
+        tiled = in_bounded_memory(model, (factor * image.shape[2], factor * image.shape[3]))
+        return change(tiled, image.to(device), steps=arguments.steps, seed=arguments.seed)
 
     return files.edit(
         arguments.image,

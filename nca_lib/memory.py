@@ -1,4 +1,4 @@
-"""Whether there is memory enough, asked before anything is computed.
+"""Memory: that what was freed is used again, and whether there is enough, asked before anything is computed.
 
 What a computation needs is counted from below: its largest arrays, not all. So what is refused could not have
 been done; what is let through may still fail, which the command line then says in one line.
@@ -6,9 +6,11 @@ been done; what is let through may still fail, which the command line then says 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,28 @@ from nca_lib.errors import TooLargeError, UsageError
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep the large blocks that are freed, up to 2 GB, for who asks next; done on import.
+
+    By default it hands them back to the system, which must find and clear each of their pages anew when the
+    next step asks: half of the time of a large canvas (chapter 8, `benchmarks/allocator.py`). Nothing is done
+    where the environment tunes it (`MALLOC_...`, `GLIBC_TUNABLES`), or where another library allocates
+    (macOS, Windows, musl).
+    """
+    tuned = any(name.startswith("MALLOC_") for name in os.environ)
+    if (malloc := _glibc()) and not tuned and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
+        malloc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        malloc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "mallopt") else None
 
 
 def available(device: torch.device) -> float:
@@ -65,6 +89,8 @@ def check_memory(needed: float, what: str, cure: str, device: torch.device | Non
         TooLargeError: there is less; the message says what is needed and what there is.
     """
     device = device or torch.device("cpu")
+    if needed > available(device) and (malloc := _glibc()):
+        malloc.malloc_trim(0)  # what was freed and kept is there too
     there = available(device)
     if needed > there:
         raise TooLargeError(

@@ -14,9 +14,14 @@ import torch
 from PIL import Image
 from torch._inductor.exc import InductorError
 
+import nca_lib
 from nca_lib import weights
 from nca_lib.__main__ import main
+from nca_lib.cascade import Guided
+from nca_lib.data import files
+from nca_lib.data.conditional import class_planes
 from nca_lib.experiments.settings import Experiment
+from nca_lib.samplers import dpm_solver
 
 TINY = ["--model.width", "16", "--training.steps", "4", "--training.batch", "4", "--training.save_every=2"]
 
@@ -169,6 +174,45 @@ def test_levels_are_joined_and_a_sketch_stands_in_for_the_coarsest(
         assert word in capsys.readouterr().err
     assert main(["sample", "fine.safetensors", "--out", "no.png"]) == 2
     assert "reads 4 channels of context" in capsys.readouterr().err
+
+
+def test_what_is_asked_for_is_told_to_each_image_in_turn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind, channels, planes in (("digits-by-class", 1, 10), ("faces-by-attributes", 3, 18)):
+        model = {"kind": "diff-nca", "channels": 30, "hidden": 16, "steps": 2, "position": False}
+        model |= {"context_channels": planes, "image_channels": channels}
+        chosen = {
+            "name": kind,
+            "model": model,
+            "data": {"kind": kind, "size": 32},
+            "context": {"dropout": 0.1},
+        }
+        experiment = Experiment.from_dict(chosen)
+        weights.save(
+            experiment.build_model(), f"{kind}.safetensors", {"experiment": experiment.to_dict(), "steps": 1}
+        )
+    command = ["sample", "digits-by-class.safetensors", "--size", "9x8", "--steps", "2", "--device", "cpu"]
+    assert main([*command, "--ask", "7", "1", "--count", "3", "--guidance", "3", "--out", "asked.png"]) == 0
+    guided = Guided(weights.load("digits-by-class.safetensors"), class_planes([7, 1, 7], (8, 9)), 3.0)
+    images = nca_lib.sample(guided, (8, 9), count=3, steps=2, sampler=dpm_solver)
+    expected = np.asarray(files.sheet(images, 3).mul(127.5).add(127.5).round().byte()[0])
+    np.testing.assert_allclose(np.asarray(Image.open("asked.png").convert("L")), expected, atol=1)
+    assert main([*command, "--out", "untold.png"]) == 0  # one image, which is told nothing
+    command = ["sample", "faces-by-attributes.safetensors", "--size", "8x8", "--steps", "1"]
+    assert (
+        main([*command, "--ask", "hair_colour=ginger,glasses=round", "skin=tan", "--out", "faces.png"]) == 0
+    )
+    capsys.readouterr()
+    for wish, word in (
+        ("hair_colour", "no attribute with a value"),
+        ("hat=red", "known are hair_colour, skin"),
+    ):
+        assert main([*command, "--ask", wish, "--out", "no.png"]) == 2
+        assert word in capsys.readouterr().err
+    assert main(["sample", "digits-fourier", "--ask", "3", "--out", "no.png"]) == 2
+    assert "digits-fourier reads no wish" in capsys.readouterr().err
 
 
 def test_models_lists_everything_that_ships(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,21 @@ from nca_lib.memory import available, check_memory
 from nca_lib.samplers import sample
 
 CPU = torch.device("cpu")
+# Page faults of ten blocks of 64 MB, each freed before the next, after ten others.
+FAULTS = """
+import resource
+import torch
+import nca_lib
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+before = 0
+for turn in range(20):
+    before = faults() if turn == 10 else before
+    torch.ones(2**24)
+print(faults() - before)
+"""
 AUTOMATON = Denoiser(DiffNCA(8, 16, 2), noise_schedule("cosine", 20))
 
 
@@ -104,3 +122,32 @@ def test_checkpointing_fits_where_keeping_all_does_not(tmp_path: Path, ten_megab
         train(Experiment.read("web-tissue", changes), tmp_path, device="cpu", progress=False)
     changes["model.checkpointing"] = True
     train(Experiment.read("web-tissue", changes), tmp_path, device="cpu", progress=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_blocks_are_used_again_unless_the_environment_tunes_malloc() -> None:
+    def faults(**environment: str) -> int:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        command = [sys.executable, "-c", FAULTS]
+        return int(subprocess.check_output(command, env=clean | environment, text=True))
+
+    kept = faults()
+    assert kept < 1000
+    assert faults(GLIBC_TUNABLES="glibc.malloc.perturb=0") > 100 * max(kept, 1)  # its default, but said
+    assert faults(MALLOC_MMAP_THRESHOLD_="131072") > 100 * max(kept, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_what_was_kept_counts_as_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[int] = []
+
+    class Library:
+        def malloc_trim(self, pad: int) -> None:
+            trimmed.append(pad)
+
+    monkeypatch.setattr(memory, "_glibc", Library)
+    monkeypatch.setattr(memory, "available", lambda device: 1e9 if trimmed else 1e6)
+    check_memory(5e8, "this", "wait")
+    assert trimmed == [0]
+    with pytest.raises(TooLargeError, match="of which cpu has 1 GB; wait"):
+        check_memory(5e9, "this", "wait")

@@ -90,11 +90,11 @@ def shipped() -> list[Subject]:
     return [Subject(name, cast(Denoiser, load(kind)), images, kind) for name, kind, images in sources]
 
 
-def digits_by_class(weights: str) -> Subject:
-    """A model of the recipe `digits-by-class`, which is trained here and does not ship: ask it for a digit.
+def digits_by_class(weights: str = "digits-by-class") -> Subject:
+    """A model of the recipe `digits-by-class`: ask it for a digit.
 
     Args:
-        weights: a file that training wrote.
+        weights: the shipped name, or a file that training wrote.
     """
     from nca_lib import load
     from nca_lib.data.conditional import class_planes

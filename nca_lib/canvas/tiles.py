@@ -7,8 +7,8 @@ if its firing masks are addressed by coordinate, as those of [`CounterNoise`][nc
 Bit for bit, because the same operations are done for each cell in the same order; that libraries choose them
 by the size of what they are given is the one trap, see `SMALLEST`.
 
-Tiles are also faster where the whole does not fit into a processor's cache: [`in_tiles`][] cuts up a model
-where that pays, and the commands that draw ask it.
+The commands that draw cut up what is large by themselves ([`in_bounded_memory`][]), for the memory: no tile
+has been seen to be faster than the whole, once freed memory is kept (chapter 8).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from nca_lib.cascade import Cascade
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import CanvasError
@@ -34,13 +35,8 @@ SMALLEST = 20_480
 """Numbers in a window. On the CPU PyTorch convolves a float32 input of up to so many by another routine,
 whose sums run in another order: windows that are cut from more hold more."""
 
-CACHED = 6_400_000
-"""Numbers that a call may hold for a window of `in_tiles`, 26 MB. Beyond, a cell costs more: with the rule of
-chapter 3, 15 microseconds of one core in windows 84 and 116 wide, 20 at 148, 26 at 212 and 276, 32 at 512
-(`benchmarks/tiles.py`)."""
-
-MANY = 512 * 512
-"""Pixels from which on `in_tiles` cuts up: at 256x256 the halo costs what the cache gains."""
+WHOLE = 1024 * 1024
+"""Pixels of all images up to which `in_bounded_memory` leaves a call whole."""
 
 
 class Span(NamedTuple):
@@ -233,32 +229,23 @@ class TiledDenoiser(Denoiser):
         return TiledDenoiser(self.model.ready(size, **settings), self.network.tile, self.network.wrap)
 
 
-def in_tiles(model: nn.Module, size: tuple[int, int], count: int = 1) -> nn.Module:
-    """The model as it draws fastest: in tiles where these were measured to be faster, or as it is.
+def in_bounded_memory(model: nn.Module, size: tuple[int, int], count: int = 1) -> nn.Module:
+    """The model, or what draws large canvases the same, bit for bit, a tile of 512 pixels at a time.
 
-    Both draw the same, bit for bit. Tiles are faster on the CPU, for large canvases and rules whose halo adds
-    less than half to the work; those of a compiled model are about as fast as the whole, and hold less.
-    Cascades, models of the whole canvas and all others are left as they are.
+    The halo of such a tile adds some hundredths to the work; smaller ones cost more and were never faster
+    (`benchmarks/tiles.py`). What is not local is left as it is.
 
     Args:
         model: of any kind.
         size: height and width of the images.
         count: how many are drawn at a time.
     """
-    network = getattr(model, "network", None)
-    if type(model) is not Denoiser or type(network) is not DiffNCA:
+    if type(model) not in (Denoiser, Cascade) or count * math.prod(size) <= WHOLE:
         return model
-    local = network.cell.local and not network.cell.position
-    if not local or math.prod(size) < MANY or next(network.parameters()).device.type != "cpu":
-        return model
-    largest = math.isqrt(CACHED // (count * network.numbers_per_pixel)) - 2 * network.steps
-
-    def work(tile: int) -> int:
-        rows, columns = spans_of(size, tile, network.steps)
-        return len(rows) * rows[0].size * len(columns) * columns[0].size
-
-    tile = min(range(max(1, largest // 2), largest + 1), key=work, default=1)
-    return TiledDenoiser(model, tile) if work(tile) < 1.5 * math.prod(size) else model
+    with contextlib.suppress(CanvasError):
+        if not isinstance(local_network(model), FourierDiffNCA):  # which is equal up to rounding only
+            return TiledDenoiser(model, 512)  # type: ignore[arg-type]
+    return model
 
 
 class _Region(Tiles):

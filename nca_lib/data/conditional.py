@@ -16,6 +16,9 @@ from nca_lib.data.digits import Digits
 from nca_lib.data.faces import GLASSES, HAIR_COLOURS, SKINS, Faces
 from nca_lib.errors import DataError
 
+WISHES = ("digits-by-class", "faces-by-attributes")
+"""Kinds of data whose models can be asked in words, see [`asked_for`][]."""
+
 ATTRIBUTES = {"hair_colour": tuple(HAIR_COLOURS), "skin": tuple(SKINS), "glasses": GLASSES}
 
 
@@ -45,6 +48,34 @@ def attribute_planes(size: tuple[int, int], **asked: str) -> Tensor:
             raise DataError(f"{name} = {value!r} is no attribute of a portrait; known are {known}")
     found = [asked.get(name) == value for name, values in ATTRIBUTES.items() for value in values]
     return planes(torch.tensor([found]).float(), size)
+
+
+def asked_for(kind: str, wishes: Sequence[str], size: tuple[int, int]) -> Tensor:
+    """The context that asks for `wishes`, (B, G, height, width); `""` asks for nothing.
+
+    Args:
+        kind: of the data, one of [`WISHES`][].
+        wishes: of each image: a digit, `"7"`; or attributes, `"hair_colour=ginger,glasses=round"`.
+        size: height and width.
+
+    Raises:
+        DataError: there is no such thing to be asked for.
+    """
+    if kind == "faces-by-attributes":
+        return torch.cat([attribute_planes(size, **_attributes(wish)) for wish in wishes])
+    for wish in wishes:
+        if wish and wish not in tuple("0123456789"):
+            raise DataError(f"{wish!r} is no digit; 0 to 9")
+    # What is empty asks for nothing.
+    return torch.stack([class_planes([int(w or 0)], size)[0] * bool(w) for w in wishes])
+
+
+def _attributes(wish: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in wish.split(",") if part]
+    for name, equals, value in pairs:
+        if not equals or value == "":
+            raise DataError(f"{name!r} is no attribute with a value, for example hair_colour=ginger")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 class DigitsByClass(Digits):

@@ -51,15 +51,11 @@ def test_memory_is_flat_and_time_linear(measured: dict[str, Any]) -> None:
     assert abs(measured["largest over a line's prediction"] - 1) < 0.15
 
 
-def test_tiles_that_the_library_chooses_are_faster_than_the_whole_or_compiled_as_fast(
-    timed: list[dict[str, Any]],
-) -> None:
-    chosen = [row for row in timed if row["chosen"] and row["side"] < row["size"]]
-    assert chosen
-    assert all(row["ratio"] > 1.2 for row in chosen if row["way"] == "eager")
-    assert all(row["ratio"] > 0.95 for row in chosen if row["way"].startswith("compiled"))
-    assert all(row["size"] >= 512 for row in chosen)
-    assert all(row["equal"] is not False for row in timed)
+def test_no_tile_is_faster_than_the_whole_and_all_are_equal(timed: list[dict[str, Any]]) -> None:
+    cut = [row for row in timed if row["side"] < row["size"]]
+    assert {row["way"] for row in cut} == {"eager", "compiled"}
+    assert max(row["ratio"] for row in cut) < 1.05
+    assert all(row["equal"] for row in timed)
 
 
 def test_a_tile_of_512_adds_less_than_a_tenth(measured: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def test_the_picture_is_that_of_sample_in_every_format(tiny, tmp_path, capsys, p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.tiff", "a.zarr", "sample.png"]
 
 
-def test_commands_that_draw_use_tiles_where_they_are_faster_and_draw_the_same(tiny, tmp_path, monkeypatch):
+def test_commands_that_draw_cut_up_what_is_large_and_draw_the_same(tiny, tmp_path, monkeypatch):
     drawn = []
 
     def commands(name):
@@ -55,8 +55,7 @@ def test_commands_that_draw_use_tiles_where_they_are_faster_and_draw_the_same(ti
         return pixels(image), pixels(out)
 
     whole = commands("whole")
-    monkeypatch.setattr(tiles, "MANY", 50 * 70)
-    monkeypatch.setattr(tiles, "CACHED", 40 * 40 * 64)
+    monkeypatch.setattr(tiles, "WHOLE", 50 * 70 - 1)
     call = tiles.Tiles.forward
     monkeypatch.setattr(tiles.Tiles, "forward", lambda *given: drawn.append(1) or call(*given))
     assert all(map(np.array_equal, commands("tiles"), whole))

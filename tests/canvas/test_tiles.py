@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nca_lib.canvas.tiles import CACHED, CanvasError, TiledDenoiser, in_tiles, sample_region, spans_of
-from nca_lib.cascade import Cascade
+from nca_lib.canvas.tiles import CanvasError, TiledDenoiser, in_bounded_memory, sample_region, spans_of
+from nca_lib.cascade import Cascade, Guided
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import inpaint, interpolate, upscale, vary
@@ -205,26 +205,19 @@ def test_an_endless_image_needs_a_local_model_and_a_window():
         sample_region(denoiser(), 0, 0, 0, 8)
 
 
-def test_large_canvases_are_cut_up_where_tiles_are_faster():
-    model, size = denoiser(channels=48, hidden=192, steps=10), (512, 640)
-    cut = in_tiles(model, size)
-    assert isinstance(cut, TiledDenoiser) and cut.model is model
-    windows = [rows.size * columns.size for rows, columns in cut.network.tiles(size)]
-    assert sum(windows) < 1.5 * 512 * 640
-    assert max(windows) * model.network.numbers_per_pixel <= CACHED
-    assert in_tiles(model, (256, 256)) is model  # small
-    assert in_tiles(model, size, count=4) is model  # so many at a time need tiles that are mostly halo
-
-
-@pytest.mark.parametrize("settings", [{"norm": "group"}, {"position": True}, {"steps": 60}])
-def test_what_cannot_be_cut_up_or_would_lose_by_it_is_left_as_it_is(settings):
-    model = denoiser(**settings)
-    assert in_tiles(model, (600, 600)) is model
-
-
-def test_cascades_and_what_hears_the_whole_canvas_are_left_as_they_are():
-    fourier = denoiser(FourierDiffNCA, frequencies=4)
+def test_large_canvases_are_drawn_in_tiles_of_512():
+    model = denoiser()
     cascade = Cascade(denoiser(), denoiser(context_channels=4), 2)
+    for local in (model, cascade):
+        cut = in_bounded_memory(local, (1024, 1025))
+        assert isinstance(cut, TiledDenoiser) and cut.model is local and cut.network.tile == 512
+        assert in_bounded_memory(local, (1024, 1024)) is local
+        assert isinstance(in_bounded_memory(local, (600, 600), count=3), TiledDenoiser)
+
+
+def test_what_is_not_local_or_draws_otherwise_is_left_as_it_is():
+    guided = Guided(denoiser(context_channels=2), torch.zeros(1, 2, 1, 1))
+    fourier = denoiser(FourierDiffNCA, frequencies=4)
     vnca = torch.nn.Linear(1, 1)
-    for model in (fourier, cascade, vnca):
-        assert in_tiles(model, (600, 600)) is model
+    for model in (denoiser(norm="group"), denoiser(position=True), fourier, guided, vnca):
+        assert in_bounded_memory(model, (2000, 2000)) is model
