@@ -112,9 +112,9 @@ def jpeg(pixels: np.ndarray, quality: int) -> bytes:
 def main() -> None:
     """Draw and cut."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="tissue-diff-nca")
+    parser.add_argument("--model", default="tissue-cascade")
     parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--seed", type=int, default=14)
     parser.add_argument("--budget", type=float, default=5.0, help="megabytes")
     options = parser.parse_args()

@@ -43,9 +43,22 @@ def coarse_context(
         noise: standard normal, like `coarse`.
     """
     noised = (1 - level**2).sqrt() * coarse + level * noise
-    told = F.interpolate(noised, scale_factor=factor, mode="bilinear", align_corners=False)
-    told = told[..., : size[0], : size[1]]
+    told = _enlarged(_enlarged(noised, factor, 2), factor, 3)[..., : size[0], : size[1]]
     return torch.cat([told, level.expand(-1, 1, *size)], dim=1)
+
+
+def _enlarged(image: Tensor, factor: int, dim: int) -> Tensor:
+    """Bilinear along one dimension, as `torch.nn.functional.interpolate` up to rounding.
+
+    That one's rounding depends on the image's size; here a window's values are those of the whole.
+    """
+    length = image.shape[dim]
+    place = (torch.arange(length * factor, device=image.device) + 0.5) / factor - 0.5
+    first = place.floor()
+    share = (place - first).view(-1, *[1] * (image.dim() - dim - 1)).to(image.dtype)
+    ends = [first.long().clamp(min=0), (first.long() + 1).clamp(max=length - 1)]
+    one, other = (image.index_select(dim, end) for end in ends)
+    return one * (1 - share) + other * share
 
 
 class Cascade(Denoiser):

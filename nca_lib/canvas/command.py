@@ -42,6 +42,8 @@ def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
     canvas.add_argument("--steps", type=positive, default=20, help="denoiser calls (default 20)")
     canvas.add_argument("--seed", type=int, default=0, help="same seed, same picture as sample (default 0)")
     canvas.add_argument("--wrap", action="store_true", help="opposite borders fit: the image tiles the plane")
+    canvas.add_argument("--layout", help="of a cascade: a sketch that stands in for its coarsest level")
+    canvas.add_argument("--layout-strength", type=float, default=0.5, help="0 as it is, 1 anew (default 0.5)")
     canvas.add_argument("--workers", type=positive, default=1, help="processes on this machine (default 1)")
     canvas.add_argument("--scheduler", help="tcp://HOST:PORT of a Dask scheduler, instead of --workers")
     canvas.add_argument("--bf16", action="store_true", help="mixed precision, as in sample: faster")
@@ -57,12 +59,14 @@ def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
 def _canvas(arguments: argparse.Namespace) -> None:
     if (arguments.size is None) == (arguments.region is None):
         raise CanvasError("give --size WIDTHxHEIGHT, or --region X,Y,WIDTHxHEIGHT")
-    told = [f"--{name}" for name in ("wrap", "scheduler", "resume") if getattr(arguments, name)]
+    told = [f"--{name}" for name in ("wrap", "layout", "scheduler", "resume") if getattr(arguments, name)]
     told += ["--workers"] if arguments.workers > 1 else []
     if arguments.region and told:
         raise CanvasError(f"--region is drawn in one go, in memory; it takes no {told[0]}")
     out = Path(arguments.out)
     x, y, width, height = _numbers(arguments)
+    if not 0 <= arguments.layout_strength <= 1:
+        raise CanvasError(f"--layout-strength: {arguments.layout_strength:g} is not within 0..1")
     if out.suffix not in {".tiff", ".tif", ".zarr", ".png"}:
         raise CanvasError(f"--out: {out.suffix or 'no suffix'} is none of .tiff, .zarr, .png")
     if out.name.endswith((".ome.tiff", ".ome.tif")):
@@ -141,6 +145,8 @@ def _begin(arguments: argparse.Namespace, folder: Path, height: int, width: int)
         compiled=worth_compiling(height * width * arguments.steps),
         device=arguments.device,
         bf16=arguments.bf16,
+        layout=arguments.layout and str(Path(arguments.layout).resolve()),
+        layout_strength=arguments.layout_strength,
     )
     if arguments.resume and (folder / "plan.json").exists():
         canvas = Canvas(folder)

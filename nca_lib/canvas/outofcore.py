@@ -28,7 +28,9 @@ import torch
 from torch import Tensor
 
 from nca_lib import weights
+from nca_lib.canvas.levels import context_of, lay_out, layout_of, level_of, plan_below
 from nca_lib.canvas.tiles import SMALLEST, Span, local_network, spans_of
+from nca_lib.cascade import Cascade
 from nca_lib.devices import compile_step, computes_bf16, device_of
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
@@ -58,6 +60,9 @@ class Plan:
         compiled: compile the automaton's step (in every worker, some seconds).
         device: cuda, mps or cpu; None for the best that a worker has.
         bf16: mixed precision, where the device computes it.
+        layout: of a cascade: a picture that stands in for its coarsest level's drawing.
+        layout_strength: how far that level draws it anew, 0..1; 0 takes it as it is.
+        level: of a cascade: how many levels are finer.
     """
 
     model: str
@@ -71,6 +76,9 @@ class Plan:
     compiled: bool = False
     device: str | None = None
     bf16: bool = False
+    layout: str | None = None
+    layout_strength: float = 0.5
+    level: int = 0
 
     @cached_property
     def calls(self) -> list[int]:
@@ -85,6 +93,9 @@ class Canvas:
 
     Args:
         folder: made by [`create`][].
+
+    Attributes:
+        below: of a cascade: the canvas of the next coarser level, see [`levels`][nca_lib.canvas.levels].
     """
 
     def __init__(self, folder: str | Path):
@@ -100,6 +111,9 @@ class Canvas:
         self.image = cast(Any, group["image"])
         self.clean = cast(Any, group["clean"]) if "clean" in group else None
         self.clock = cast(Any, group["clock"])
+        self.layout = cast(Any, group["layout"]) if "layout" in group else None
+        below = self.folder / "below"
+        self.below = Canvas(below) if below.exists() else None
 
     @cached_property
     def model(self) -> Denoiser:
@@ -107,7 +121,7 @@ class Canvas:
         if weights.record(self.plan.model)["sha256"] != self.sha256:
             raise CanvasError(f"{self.plan.model} is not the model that {self.folder} was begun with")
         device = device_of(self.plan.device)
-        model = cast(Denoiser, weights.load(self.plan.model, device))
+        model = level_of(cast(Denoiser, weights.load(self.plan.model, device)), self.plan.level)
         if self.plan.compiled:
             compile_step(model, device)
         return model
@@ -171,8 +185,9 @@ class Canvas:
             clean = image if self.clean is None else self._read(self.clean, step, rows, columns).to(device)
             after = SamplerState(math.nan, image, clean, made)
         sampler, low = SAMPLERS[self.plan.sampler], self.plan.bf16 and computes_bf16(device)
-        with firing_from(self.model, noise), torch.autocast(device.type, torch.bfloat16, enabled=low):
-            states = sampler(self.model, start, steps=self.plan.steps, noise=noise, after=after)
+        model = self.model.given(context_of(self, rows, columns)) if self.below else self.model
+        with firing_from(model, noise), torch.autocast(device.type, torch.bfloat16, enabled=low):
+            states = sampler(model, start, steps=self.plan.steps, noise=noise, after=after)
             for _ in range(self.plan.calls[step] - made):
                 state = next(states)
         return state
@@ -181,6 +196,11 @@ class Canvas:
         down, across = (list(_runs(*pair)) for pair in ((rows, self.size[0]), (columns, self.size[1])))
         parts = [[array[step % 2, :, y, x] for x in across] for y in down]
         return torch.from_numpy(np.block(parts))[None]
+
+    def megapixels(self, place: tuple[int, int]) -> float:
+        """A tile's, as its part of all steps."""
+        sides = [min(self.plan.tile, n - self.plan.tile * at) for n, at in zip(self.size, place, strict=True)]
+        return math.prod(sides) / len(self.plan.calls) / 1e6
 
     def remaining(self) -> list[tuple[int, tuple[int, int]]]:
         """What is left to do: (step, place), in an order in which it can be done."""
@@ -217,36 +237,55 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
     with extra("canvas"):
         import zarr
 
-    folder = Path(folder)
-    model = weights.load(plan.model)
-    network = local_network(model)
-    if isinstance(network, FourierDiffNCA):
-        raise CanvasError("a FourierDiffNCA hears its whole canvas at each call; it samples in memory only")
-    if network.context_channels:
-        raise CanvasError(
-            "a model with context samples in memory only, tile by tile: python -m nca_lib sample"
-        )
-    if not plan.wrap:
-        network.check_size(plan.height, plan.width)
-    timestep_array(cast(Denoiser, model).schedule.timesteps, plan.steps)  # refuses as the samplers do
-    names = ["image", "clean"] if plan.sampler == "dpm_solver" else ["image"]
-    shape = (2, network.image_channels, plan.height, plan.width)
-    needed = 4 * math.prod(shape) * len(names) + spare
+    folder, model = Path(folder), level_of(cast(Denoiser, weights.load(plan.model)), plan.level)
+    below = plan_below(plan, model)
+    needed = spare + _check(plan, model, below)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise CanvasError(
             f"a canvas of {plan.width}x{plan.height} needs {needed / 1e9:.1f} GB on disk while it is made; "
             f"{folder.parent.resolve()} has {free / 1e9:.1f}"
         )
+    layout = layout_of(plan) if plan.layout and below is None else None
     group = zarr.open_group(str(folder), mode="w-", zarr_format=3)
     side = (min(plan.tile, plan.height), min(plan.tile, plan.width))
-    for name in names:  # noise does not compress
+    shape = _shape(plan, model)
+    for name in _arrays(plan):  # noise does not compress
         group.create_array(name, shape=shape, chunks=(1, shape[1], *side), dtype="float32", compressors=None)
     grid = (math.ceil(plan.height / plan.tile), math.ceil(plan.width / plan.tile))
     group.create_array("clock", shape=grid, chunks=(1, 1), dtype="int32", compressors=None)
+    if layout is not None:
+        group.create_array("layout", data=layout.numpy())
+    if below:
+        create(folder / "below", below, spare)
     described = {**asdict(plan), "sha256": weights.record(plan.model)["sha256"]}
     write_atomically(folder / "plan.json", json.dumps(described, indent=2).encode() + b"\n")
     return Canvas(folder)
+
+
+def _check(plan: Plan, model: Denoiser, below: Plan | None) -> int:
+    """Refuse what cannot be made; the bytes of its arrays, and of those below it."""
+    network = local_network(model)
+    if isinstance(network, FourierDiffNCA):
+        raise CanvasError("a FourierDiffNCA hears its whole canvas at each call; it samples in memory only")
+    if network.context_channels and below is None:
+        raise CanvasError("this model is told a context, of which a canvas knows that of a cascade only")
+    if not plan.wrap:
+        network.check_size(plan.height, plan.width)
+    timestep_array(model.schedule.timesteps, plan.steps)  # refuses as the samplers do
+    own = 4 * math.prod(_shape(plan, model)) * len(_arrays(plan))
+    if below is None:
+        return own
+    coarser = cast(Cascade, model).below
+    return own + _check(below, coarser, plan_below(below, coarser))
+
+
+def _arrays(plan: Plan) -> list[str]:
+    return ["image", "clean"] if plan.sampler == "dpm_solver" else ["image"]
+
+
+def _shape(plan: Plan, model: Denoiser) -> tuple[int, int, int, int]:
+    return (2, local_network(model).image_channels, plan.height, plan.width)
 
 
 def run(
@@ -267,16 +306,28 @@ def run(
         OutputError: another process is at work on this canvas; the message names it.
         CanvasError: there is no such scheduler.
     """
+    levels, below = [canvas], canvas.below  # the finest first
+    while below:
+        levels, below = [*levels, below], below.below
     with locked(canvas.folder / "lock"):
-        _run(canvas, workers, scheduler, progress)
+        if levels[-1].layout is not None and levels[-1].remaining():
+            lay_out(levels[-1], torch.from_numpy(levels[-1].layout[:]))
+        left = [sum(level.megapixels(place) for _, place in level.remaining()) for level in levels]
+        for number, level in reversed(list(enumerate(levels))):
+
+            def tell(made: float, before: float = sum(left[number + 1 :])) -> None:
+                if progress:
+                    progress(before + made, sum(left))
+
+            _run(level, workers, scheduler, tell)
 
 
-def _run(canvas: Canvas, workers: int, scheduler: str | None, progress: Progress | None) -> None:
+def _run(canvas: Canvas, workers: int, scheduler: str | None, progress: Callable[[float], None]) -> None:
     with extra("canvas"):
         import dask
         from distributed import Client, LocalCluster, as_completed
 
-    plan, total, made = canvas.plan, 0.0, 0.0
+    plan, made = canvas.plan, 0.0
     nodes: dict[str, Any] = {}
     work: dict[str, float] = {}
     task = dask.delayed(_advance, pure=False)
@@ -284,15 +335,12 @@ def _run(canvas: Canvas, workers: int, scheduler: str | None, progress: Progress
         before = [nodes[name] for at in canvas.neighbours(place) if (name := _name(step - 1, at)) in nodes]
         name = _name(step, place)
         nodes[name] = task(str(canvas.folder), plan, canvas.sha256, step, place, before, dask_key_name=name)
-        sides = [min(plan.tile, side - plan.tile * at) for side, at in zip(canvas.size, place, strict=True)]
-        work[name] = math.prod(sides) / len(plan.calls) / 1e6
-        total += work[name]
+        work[name] = canvas.megapixels(place)
 
     def tell(name: str) -> None:
         nonlocal made
         made += work[name]
-        if progress:
-            progress(made, total)
+        progress(made)
 
     if workers == 1 and scheduler is None:
         from dask.callbacks import Callback
