@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--model", default="tissue-cascade")
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=14)
+    parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--budget", type=float, default=5.0, help="megabytes")
     options = parser.parse_args()
     drawn = draw(options.model, options.size, options.steps, options.seed)

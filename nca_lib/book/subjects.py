@@ -105,6 +105,26 @@ def digits_by_class(weights: str = "digits-by-class") -> Subject:
     return Subject("digits by class", cast(Denoiser, load(weights)), images, weights, wishes)
 
 
+def faces_by_attributes(weights: str = "faces-by-attributes") -> Subject:
+    """A model of the recipe `faces-by-attributes`: ask it for a hair colour, a skin, or glasses.
+
+    Args:
+        weights: the shipped name, or a file that training wrote.
+    """
+    from nca_lib import load
+    from nca_lib.data.conditional import ATTRIBUTES, attribute_planes
+    from nca_lib.data.faces import Faces
+
+    faces, rng = Faces(32, split="test"), np.random.default_rng(0)
+    images = torch.stack([faces.image(n, rng) for n in range(16)])
+    wishes = {
+        f"{name}={value}": attribute_planes((32, 32), **{name: value})
+        for name, values in ATTRIBUTES.items()
+        for value in values
+    }
+    return Subject("faces by attributes", cast(Denoiser, load(weights)), images, weights, wishes)
+
+
 def which(subjects: tuple[Subject, ...], name: str = "subject", words: str = "model") -> dict[str, Control]:
     """The control `name`, called `words`: which of the subjects, by number."""
     named = [(subject.name, number) for number, subject in enumerate(subjects)]

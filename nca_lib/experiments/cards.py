@@ -102,7 +102,7 @@ def card(name: str) -> str:
     record = weights.record(name)
     levels = record.get("levels", [record])
     data = _data(record["experiment"])
-    said = STATEMENTS[data]
+    said = STATEMENTS[data.partition("-by-")[0]]  # the same images, with what they show
     lines = {
         "What": _what(record, levels),
         "Made by": "`nca_lib`, 2026; MIT licence, weights included",

@@ -18,9 +18,16 @@ from nca_lib.book import demo, explorers
 from nca_lib.book.figures import image_bytes
 from nca_lib.book.film import PAGE_BYTES, PAGE_FRAMES, View, film_page
 from nca_lib.book.panel import Explorer
-from nca_lib.book.subjects import Subject, digits_by_class, level_words, radial_power, states
+from nca_lib.book.subjects import (
+    Subject,
+    digits_by_class,
+    faces_by_attributes,
+    level_words,
+    radial_power,
+    states,
+)
 from nca_lib.cascade import Guided
-from nca_lib.data.conditional import class_planes
+from nca_lib.data.conditional import asked_for, class_planes
 from nca_lib.data.digits import Digits
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
@@ -171,15 +178,21 @@ def test_guidance_is_compared_where_a_model_reads_what_it_is_asked_for(digits: S
     assert not {"wish", "guidance_a", "guidance_b"} & plain.controls.keys()
 
 
-def test_a_model_trained_here_is_asked_for_digits(tmp_path: Path) -> None:
-    experiment = Experiment.read("digits-by-class")
-    file = tmp_path / "model.safetensors"
+@pytest.mark.parametrize(
+    ("ask", "wish", "others"), [(digits_by_class, "7", 10), (faces_by_attributes, "glasses=round", 18)]
+)
+def test_what_is_asked_for_is_what_the_model_is_told(
+    tmp_path: Path, ask: Callable[..., Subject], wish: str, others: int
+) -> None:
+    subject, t = ask(), torch.tensor([200])
+    assert len(subject.contexts) == others
+    context = asked_for(weights.record(subject.weights)["experiment"]["data"]["kind"], [wish], (32, 32))
+    told = subject.guided(wish, 1.0)(subject.images[:1], t)
+    torch.testing.assert_close(told, subject.model.given(context)(subject.images[:1], t))
+    experiment = Experiment.read(subject.weights)
+    file = tmp_path / "model.safetensors"  # one that is trained here
     weights.save(experiment.build_model(), file, {"experiment": experiment.to_dict()})
-    subject = digits_by_class(str(file))
-    assert list(subject.contexts) == list("0123456789")
-    t = torch.tensor([200])
-    told = subject.guided("7", 1.0)(subject.images[:1], t)
-    assert told.shape == (1, 1, 32, 32)
+    assert ask(str(file)).contexts.keys() == subject.contexts.keys()
 
 
 @pytest.mark.usefixtures("live")
