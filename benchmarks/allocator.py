@@ -30,7 +30,7 @@ OUT = Path(__file__).parent / "results" / "allocator-cpu.json"
 DEFAULT = "glibc.malloc.perturb=0"  # its default; but whoever says so is left alone
 TRAININGS = ("tissue-diff-nca", "faces-fourier", "faces-unet")
 CALLS = (64, 256, 512)
-ROUNDS, REPEATS, WARM = 2, 5, 2
+ROUNDS, REPEATS, WARM = 3, 5, 2
 
 
 def seconds_of(kind: str, what: str) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import gpu  # from benchmarks/
+import guidance
 import literal
 import numpy as np
 import originality
@@ -88,3 +89,11 @@ def test_originality_measures_tissue_as_tissue() -> None:
     )
     low, high = rows["training"]["nuclei"]["interval"]
     assert low < rows["training"]["nuclei"]["value"] < high
+
+
+def test_classifiers_read_what_held_out_images_show_and_chance_is_low() -> None:
+    with_context, _, kinds = guidance.MODELS["digits-by-class"]
+    lessons, held = (guidance.shown(with_context(16, split=split), 250) for split in ("train", "test"))
+    readers = guidance.Readers(lessons[:, :1], lessons[:, 1:], kinds)
+    assert readers.heeded(held[:, :1], held[:, 1:])["class"] > 0.7
+    assert readers.heeded(held[:, :1], held[:, 1:].roll(1, 0))["class"] < 0.3

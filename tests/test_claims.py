@@ -13,7 +13,7 @@ from nca_lib.book.pages import WEB
 from nca_lib.canvas.tiles import SMALLEST
 from nca_lib.data.digits import Digits
 from nca_lib.experiments.settings import Experiment
-from nca_lib.weights import record
+from nca_lib.weights import digest, load, record
 
 Row = dict[str, Any]
 EXTRACTORS = {"nca-features-1", "efficientnet-lite0-block-7"}
@@ -111,6 +111,30 @@ def test_ten_calls_of_second_order_are_twenty_of_the_others_by_one_extractor_onl
         for name in EXTRACTORS
     }
     assert sorted(ahead.values()) == [False, True]
+
+
+def test_clearing_pages_takes_half_of_a_large_call_and_little_of_a_training() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "allocator-cpu.json").read_text())["rows"]
+    calls = {row["of"]: row for row in found if row["work"] == "call"}
+    default, kept = calls["512"]["default"], calls["512"]["kept"]
+    assert default["system"] > 0.4 * (default["system"] + default["program"])
+    assert kept["faults"] < default["faults"] / 100
+    assert calls["64"]["ratio"] < calls["256"]["ratio"] < calls["512"]["ratio"]
+    assert calls["512"]["ratio"] > 1.8  # "twice as fast"
+    assert all(0.85 < row["ratio"] < 1.15 for row in found if row["work"] == "training")
+
+
+@pytest.mark.parametrize("model", ["digits-by-class", "faces-by-attributes"])
+def test_what_is_asked_for_is_drawn_and_guidance_costs_variety(model: str) -> None:
+    by = {row["strength"]: row for row in rows("guidance") if row["model"] == model}
+    for row in by.values():
+        assert row["weights"] == digest(load(model).state_dict())
+    for name, share in by[1.0]["heeded"].items():
+        assert share > by[0.0]["heeded"][name] + 2 * error(share, by[1.0]["count"])
+        pushed_too_far = by[4.0]["heeded"][name] < share - 2 * error(share, by[1.0]["count"])
+        assert pushed_too_far == (name == "skin")
+    recall = {w: by[w]["metrics"]["extractors"]["nca-features-1"]["recall"] for w in (1.0, 4.0)}
+    assert recall[4.0] < recall[1.0]
 
 
 def near(value: float, said: float, part: float = 0.1) -> bool:

@@ -1,7 +1,7 @@
 window.slide = {
-  "width": 1536,
-  "height": 1536,
+  "width": 4096,
+  "height": 4096,
   "tile": 512,
-  "levels": 4,
-  "command": "python -m nca_lib canvas tissue-diff-nca --size 1536x1536 --steps 10 --seed 14 --bf16 --out slide.zarr"
+  "levels": 5,
+  "command": "python -m nca_lib canvas tissue-cascade --size 4096x4096 --steps 8 --seed 5 --bf16 --out slide.zarr"
 };
