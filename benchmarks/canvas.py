@@ -74,7 +74,7 @@ def prediction(rows: list[dict[str, Any]]) -> float:
 
 
 def several(plan: Plan, workers: int) -> dict[str, Any]:
-    """How many times as fast so many workers are as one; None where they have no cores to themselves."""
+    """How many times as fast so many workers are as one, with their start; None where cores are lacking."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     found: dict[str, Any] = {"workers": workers, "load before": load, "cores": cores, "speed": None}
     if cores - load < workers - 0.5:
@@ -156,7 +156,7 @@ def main() -> None:
         "time per pixel, largest over smallest": rows[-1]["cpu_per_megapixel"] / rows[0]["cpu_per_megapixel"],
         "largest over a line's prediction": prediction(rows) if len(rows) > 2 else None,
         "largest over what is counted": rows[-1]["cpu_per_megapixel"] / counted,
-        "several workers": several(replace(plan(sizes[0], sizes[0]), compiled=False), options.workers),
+        "several workers": several(replace(plan(sizes[1], sizes[1]), compiled=False), options.workers),
         "halo": {side: halo(side, network.steps) for side in (64, 128, 256, 512, 1024)},
         "predicted": costs("tissue-diff-nca", 512),
     }

@@ -23,6 +23,8 @@ MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_MMAP_THRESHOLD_": 2**30}
+"""What `keep_freed_memory` sets, as variables of the environment of a process that is started."""
 
 
 def keep_freed_memory() -> None:
@@ -35,8 +37,8 @@ def keep_freed_memory() -> None:
     """
     tuned = any(name.startswith("MALLOC_") for name in os.environ)
     if (malloc := _glibc()) and not tuned and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
-        malloc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        malloc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        malloc.mallopt(M_MMAP_THRESHOLD, KEPT["MALLOC_MMAP_THRESHOLD_"])
+        malloc.mallopt(M_TRIM_THRESHOLD, KEPT["MALLOC_TRIM_THRESHOLD_"])
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -38,6 +38,7 @@ from nca_lib.errors import CanvasError
 from nca_lib.extras import extra
 from nca_lib.files import locked, write_atomically
 from nca_lib.fourier import FourierDiffNCA
+from nca_lib.memory import KEPT
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import SAMPLERS, SamplerState, timestep_array
 
@@ -352,7 +353,10 @@ def _run(canvas: Canvas, workers: int, scheduler: str | None, progress: Callable
         if scheduler is None:
             stack.enter_context(_same_environment())
             # By default a task that has seen three workers die is given up.
-            stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 20}))
+            failures = {"distributed.scheduler.allowed-failures": 20}
+            # Dask's workers hand freed memory back; ours keep it (see `keep_freed_memory`).
+            kept = {f"distributed.nanny.pre-spawn-environ.{name}": size for name, size in KEPT.items()}
+            stack.enter_context(dask.config.set(failures | kept))
             cluster = LocalCluster(workers, threads_per_worker=1, dashboard_address=None, silence_logs=50)
             stack.enter_context(cluster)
         try:

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from nca_lib import load, sample, weights
-from nca_lib.canvas import TiledDenoiser
+from nca_lib.canvas import TiledDenoiser, outofcore
 from nca_lib.canvas.outofcore import Canvas, Plan, create, run
 from nca_lib.canvas.tiles import CanvasError
+from nca_lib.memory import KEPT
 from nca_lib.samplers import SAMPLERS
 
 ALL = slice(None)
@@ -231,3 +232,21 @@ def test_ten_kills_of_workers_and_of_the_whole_run_end_in_the_same_bytes(tiny, t
     assert process.wait() == 0
     assert kills == 10
     assert np.array_equal(canvas.finished(ALL, ALL), in_memory(plan))
+
+
+def test_local_workers_keep_freed_memory(monkeypatch):
+    import dask
+    import distributed
+
+    seen = []
+
+    def cluster(*settings, **more):
+        seen.append(dict(dask.config.get("distributed.nanny.pre-spawn-environ")))
+        raise KeyboardInterrupt  # before any process is started
+
+    monkeypatch.setattr(distributed, "LocalCluster", cluster)
+    nothing = type("C", (), {"plan": Plan("", 1, 1), "remaining": lambda self: []})()
+    with pytest.raises(KeyboardInterrupt):
+        outofcore._run(nothing, 2, None, lambda made: None)
+    assert KEPT.items() <= seen[0].items()
+    assert seen[0]["OMP_NUM_THREADS"] == 1  # the others as they were
