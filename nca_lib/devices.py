@@ -53,7 +53,7 @@ def forked_random(device: torch.device) -> AbstractContextManager[None]:
     torch's default forks those of all GPUs, and takes memory on each.
     """
     others = [] if device.type == "cpu" else [device]
-    return torch.random.fork_rng(others, device_type=device.type if others else None)
+    return torch.random.fork_rng(others, device_type=device.type if others else "cuda")
 
 
 def hardware(device: torch.device) -> str:
