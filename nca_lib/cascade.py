@@ -160,8 +160,9 @@ class Guided(Denoiser):
     """Classifier-free guidance: go further in the direction in which the context changes the output.
 
     output = untold + strength (told - untold), Ho & Salimans (2022), eq. 6, where their w is strength - 1.
-    Epsilon, x0 and v are affine in each other, so that it is the same equation for each. Both outputs come
-    from one call on a batch of twice the size; the model must have been trained with `context.dropout`.
+    Epsilon, x0 and v are affine in each other, so that it is the same equation for each. Where both outputs
+    are needed they come from one call on a batch of twice the size; the model must have been trained with
+    `context.dropout`.
 
     Args:
         model: a denoiser whose network reads context.
@@ -175,6 +176,8 @@ class Guided(Denoiser):
 
     def _output(self, noisy: Tensor, t: Tensor) -> Tensor:
         context = self.context.to(noisy).expand(len(noisy), -1, -1, -1)
+        if self.strength in (0.0, 1.0):  # one of both says it all
+            return super().given(self.strength * context)._output(noisy, t)
         both = super().given(torch.cat([context, torch.zeros_like(context)]))
         told, untold = both._output(noisy.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
         return untold + self.strength * (told - untold)

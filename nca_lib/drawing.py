@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -89,25 +90,25 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 def _loaded(arguments: argparse.Namespace, size: tuple[int, int], device: torch.device) -> nn.Module:
     model = weights.load(arguments.model, device)
-    if arguments.ask or weights.record(arguments.model)["experiment"].get("data", {}).get("kind") in WISHES:
-        return _asked(arguments, model, size)
-    if not arguments.layout:
-        return model
-    if not isinstance(model, Cascade):
+    kind = weights.record(arguments.model)["experiment"].get("data", {}).get("kind")
+    told = [
+        f"--{name}" for name, plain in (("ask", None), ("guidance", 1)) if getattr(arguments, name) != plain
+    ]
+    if told and kind not in WISHES:
+        raise UsageError(f"{told[0]}: {arguments.model} reads no wish; digits-by-class does")
+    if arguments.layout and not isinstance(model, Cascade):
         raise UsageError(f"--layout: {arguments.model} is no cascade")
+    if kind in WISHES and isinstance(model, Denoiser):
+        if not math.isfinite(arguments.guidance):
+            raise UsageError(f"--guidance: {arguments.guidance} is no strength; 1 as asked, 2 or 4 for more")
+        wishes = arguments.ask or [""]  # nothing
+        context = asked_for(kind, [wishes[i % len(wishes)] for i in range(arguments.count)], size)
+        return Guided(model, context, arguments.guidance)
+    if not isinstance(model, Cascade) or not arguments.layout:
+        return model
     if not 0 <= arguments.layout_strength <= 1:
         raise UsageError(f"--layout-strength: {arguments.layout_strength:g} is not within 0..1")
     return model.laid_out(files.read(arguments.layout)[0][None], arguments.layout_strength)
-
-
-def _asked(arguments: argparse.Namespace, model: nn.Module, size: tuple[int, int]) -> Denoiser:
-    """The model that is told what to draw; "" where nothing is asked for."""
-    kind = weights.record(arguments.model)["experiment"].get("data", {}).get("kind")
-    if kind not in WISHES or not isinstance(model, Denoiser):
-        raise UsageError(f"--ask: {arguments.model} reads no wish; digits-by-class does")
-    wishes = arguments.ask or [""]
-    context = asked_for(kind, [wishes[i % len(wishes)] for i in range(arguments.count)], size)
-    return Guided(model, context, arguments.guidance)
 
 
 def _draw(arguments: argparse.Namespace, size: tuple[int, int], device: torch.device) -> torch.Tensor:

@@ -173,6 +173,7 @@ def test_a_replayed_graph_overwrites_no_state_that_is_still_read(monkeypatch: Pa
 
 def test_what_torchrun_hands_on_is_no_second_signal(monkeypatch: Patch) -> None:
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     with checkpoints.stop_signals() as stop:
         for _ in range(2):
             signal.raise_signal(signal.SIGINT)  # to this thread, at once
@@ -180,6 +181,7 @@ def test_what_torchrun_hands_on_is_no_second_signal(monkeypatch: Patch) -> None:
         stop.since -= 2 * checkpoints.ECHO
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("name", MODELS)

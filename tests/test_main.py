@@ -211,8 +211,18 @@ def test_what_is_asked_for_is_told_to_each_image_in_turn(
     ):
         assert main([*command, "--ask", wish, "--out", "no.png"]) == 2
         assert word in capsys.readouterr().err
-    assert main(["sample", "digits-fourier", "--ask", "3", "--out", "no.png"]) == 2
-    assert "digits-fourier reads no wish" in capsys.readouterr().err
+    for model, options, word in (
+        ("digits-fourier", ["--ask", "3"], "--ask: digits-fourier reads no wish"),
+        ("digits-fourier", ["--guidance", "2"], "--guidance: digits-fourier reads no wish"),
+        (
+            "digits-by-class",
+            ["--ask", "3", "--layout", "sketch.png"],
+            "--layout: digits-by-class is no cascade",
+        ),
+        ("digits-by-class", ["--ask", "3", "--guidance", "nan"], "--guidance: nan is no strength"),
+    ):
+        assert main(["sample", model, *options, "--out", "no.png"]) == 2
+        assert word in capsys.readouterr().err
 
 
 def test_models_lists_everything_that_ships(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,5 +91,8 @@ def test_both_locks_hold_the_same_versions_and_one_their_hashes() -> None:
     # With its extras a package stands there a second time where pip would not know it as pinned otherwise.
     pins = [{re.sub(r"\[.*?\]", "", line).split()[0] for line in lock} for lock in (plain, hashed)]
     assert pins[0] == pins[1]
+    assert {line.strip() for line in plain} <= {
+        re.sub(r"\[.*?\]", "", line.partition("--hash")[0]).strip() for line in hashed
+    }
     assert any(line.startswith("markdown-it-py[linkify]==") for line in hashed)
     assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", line) for line in hashed)

@@ -97,11 +97,11 @@ def digits_by_class(weights: str = "digits-by-class") -> Subject:
         weights: the shipped name, or a file that training wrote.
     """
     from nca_lib import load
-    from nca_lib.data.conditional import class_planes
+    from nca_lib.data.conditional import asked_for
     from nca_lib.data.digits import Digits
 
     images = Digits(32, split="test").images[:16]
-    wishes = {str(digit): class_planes([digit], (32, 32)) for digit in range(10)}
+    wishes = {digit: asked_for("digits-by-class", [digit], (32, 32)) for digit in "0123456789"}
     return Subject("digits by class", cast(Denoiser, load(weights)), images, weights, wishes)
 
 
@@ -112,17 +112,14 @@ def faces_by_attributes(weights: str = "faces-by-attributes") -> Subject:
         weights: the shipped name, or a file that training wrote.
     """
     from nca_lib import load
-    from nca_lib.data.conditional import ATTRIBUTES, attribute_planes
+    from nca_lib.data.conditional import ATTRIBUTES, asked_for
     from nca_lib.data.faces import Faces
 
     faces, rng = Faces(32, split="test"), np.random.default_rng(0)
     images = torch.stack([faces.image(n, rng) for n in range(16)])
-    wishes = {
-        f"{name}={value}": attribute_planes((32, 32), **{name: value})
-        for name, values in ATTRIBUTES.items()
-        for value in values
-    }
-    return Subject("faces by attributes", cast(Denoiser, load(weights)), images, weights, wishes)
+    wishes = [f"{name}={value}" for name, values in ATTRIBUTES.items() for value in values]
+    contexts = {wish: asked_for("faces-by-attributes", [wish], (32, 32)) for wish in wishes}
+    return Subject("faces by attributes", cast(Denoiser, load(weights)), images, weights, contexts)
 
 
 def which(subjects: tuple[Subject, ...], name: str = "subject", words: str = "model") -> dict[str, Control]:

@@ -240,7 +240,7 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
 
     folder, model = Path(folder), level_of(cast(Denoiser, weights.load(plan.model)), plan.level)
     below = plan_below(plan, model)
-    needed = spare + _check(plan, model, below)
+    needed = spare + _bytes_of(plan, model, below)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise CanvasError(
@@ -264,8 +264,8 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
     return Canvas(folder)
 
 
-def _check(plan: Plan, model: Denoiser, below: Plan | None) -> int:
-    """Refuse what cannot be made; the bytes of its arrays, and of those below it."""
+def _bytes_of(plan: Plan, model: Denoiser, below: Plan | None) -> int:
+    """The bytes of a canvas's arrays and of those below it; what cannot be drawn on disk is refused."""
     network = local_network(model)
     if isinstance(network, FourierDiffNCA):
         raise CanvasError("a FourierDiffNCA hears its whole canvas at each call; it samples in memory only")
@@ -278,7 +278,7 @@ def _check(plan: Plan, model: Denoiser, below: Plan | None) -> int:
     if below is None:
         return own
     coarser = cast(Cascade, model).below
-    return own + _check(below, coarser, plan_below(below, coarser))
+    return own + _bytes_of(below, coarser, plan_below(below, coarser))
 
 
 def _arrays(plan: Plan) -> list[str]:
