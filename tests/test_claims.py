@@ -80,6 +80,17 @@ def test_enlarging(data: str, factor: int) -> None:
     assert more["consistency"] >= less["consistency"]
 
 
+def test_faces_keep_their_plan_at_twice_the_size_and_lose_it_at_four_times() -> None:
+    kept = {
+        row["side"]: (row["coherence"]["all"], row["canvases"])
+        for row in rows("editing")
+        if row["edit"] == "size" and row["data"] == "faces"
+    }
+    share, count = kept[32]
+    assert min(kept[48][0], kept[64][0]) > share - error(share, count)
+    assert kept[128][0] < share - 4 * error(share, kept[128][1])
+
+
 def test_second_order_needs_fewer_calls() -> None:
     found = {(row["model"], row["sampler"], row["calls"]): row["extractors"] for row in rows("calls")}
     for model, name in product(sorted(SHIPPED), sorted(EXTRACTORS)):
