@@ -142,6 +142,8 @@ def main() -> None:
     plan = partial(Plan, options.model, sampler="ddim", **ways)
     sizes = [options.smallest * 2**k for k in range(int(math.log2(options.largest / options.smallest)) + 1)]
     network: Any = nca_lib.load(options.model).network
+    # First, before what follows is itself the machine's load.
+    team = several(replace(plan(sizes[1], sizes[1]), compiled=False), options.workers)
     rows = []
     for size in sizes:
         rows.append({"size": size, "load": os.getloadavg()[0], **make(plan(size, size))})
@@ -156,7 +158,7 @@ def main() -> None:
         "time per pixel, largest over smallest": rows[-1]["cpu_per_megapixel"] / rows[0]["cpu_per_megapixel"],
         "largest over a line's prediction": prediction(rows) if len(rows) > 2 else None,
         "largest over what is counted": rows[-1]["cpu_per_megapixel"] / counted,
-        "several workers": several(replace(plan(sizes[1], sizes[1]), compiled=False), options.workers),
+        "several workers": team,
         "halo": {side: halo(side, network.steps) for side in (64, 128, 256, 512, 1024)},
         "predicted": costs("tissue-diff-nca", 512),
     }

@@ -22,8 +22,9 @@ from nca_lib.errors import TooLargeError, UsageError
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_MMAP_THRESHOLD_": 2**30}
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+# One arena, since those of other threads are too small for large blocks: they would not be kept there.
+KEPT = {"MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_MMAP_THRESHOLD_": 2**30, "MALLOC_ARENA_MAX": 1}
 """What `keep_freed_memory` sets, as variables of the environment of a process that is started."""
 
 
@@ -37,8 +38,10 @@ def keep_freed_memory() -> None:
     """
     tuned = any(name.startswith("MALLOC_") for name in os.environ)
     if (malloc := _glibc()) and not tuned and "glibc.malloc" not in os.environ.get("GLIBC_TUNABLES", ""):
-        malloc.mallopt(M_MMAP_THRESHOLD, KEPT["MALLOC_MMAP_THRESHOLD_"])
-        malloc.mallopt(M_TRIM_THRESHOLD, KEPT["MALLOC_TRIM_THRESHOLD_"])
+        for option, value in zip(
+            (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX), KEPT.values(), strict=True
+        ):
+            malloc.mallopt(option, value)
 
 
 def _glibc() -> ctypes.CDLL | None:

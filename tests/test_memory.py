@@ -25,17 +25,21 @@ CPU = torch.device("cpu")
 # Page faults of ten blocks of 64 MB, each freed before the next, after ten others.
 FAULTS = """
 import resource
+import threading
 import torch
 import nca_lib
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-before = 0
-for turn in range(20):
-    before = faults() if turn == 10 else before
-    torch.ones(2**24)
-print(faults() - before)
+def work():
+    before = 0
+    for turn in range(20):
+        before = faults() if turn == 10 else before
+        torch.ones(2**24)
+    print(faults() - before)
+
+{run}
 """
 AUTOMATON = Denoiser(DiffNCA(8, 16, 2), noise_schedule("cosine", 20))
 
@@ -126,13 +130,14 @@ def test_checkpointing_fits_where_keeping_all_does_not(tmp_path: Path, ten_megab
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_blocks_are_used_again_unless_the_environment_tunes_malloc() -> None:
-    def faults(**environment: str) -> int:
+    def faults(run: str = "work()", **environment: str) -> int:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-        command = [sys.executable, "-c", FAULTS]
+        command = [sys.executable, "-c", FAULTS.replace("{run}", run)]
         return int(subprocess.check_output(command, env=clean | environment, text=True))
 
     kept = faults()
     assert kept < 1000
+    assert faults("thread = threading.Thread(target=work); thread.start(); thread.join()") < 1000
     assert faults(GLIBC_TUNABLES="glibc.malloc.perturb=0") > 100 * max(kept, 1)  # its default, but said
     assert faults(MALLOC_MMAP_THRESHOLD_="131072") > 100 * max(kept, 1)
 

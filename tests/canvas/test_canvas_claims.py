@@ -47,8 +47,14 @@ def test_memory_is_flat_and_time_linear(measured: dict[str, Any]) -> None:
     rows = measured["canvases"]
     assert rows[-1]["megapixels"] >= 16 * rows[0]["megapixels"] * 0.99
     assert abs(measured["memory, largest over smallest"] - 1) < 0.1
-    assert abs(measured["time per pixel, largest over smallest"] - 1) < 0.12  # 0.1 is the aim; see its loads
+    assert abs(measured["time per pixel, largest over smallest"] - 1) < 0.1
     assert abs(measured["largest over a line's prediction"] - 1) < 0.15
+
+
+def test_two_workers_gain_where_each_has_a_core(measured: dict[str, Any]) -> None:
+    team = measured["several workers"]
+    assert team["load before"] < 0.5  # measured on an idle machine
+    assert team["speed"] > 1.4  # 1.7 is the aim
 
 
 def test_no_tile_is_faster_than_the_whole_and_all_are_equal(timed: list[dict[str, Any]]) -> None:
