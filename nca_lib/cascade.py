@@ -116,10 +116,27 @@ class Cascade(Denoiser):
             "constraint": constraint and constraint.coarser(self.factor),
         }
         coarse = self._layout((height, width), below)
+        noise = CounterNoise(settings["seed"], settings["first_sample"])
+        return self.given(self.context_of(coarse, noise, size))
+
+    def context_of(
+        self, coarse: Tensor, noise: CounterNoise, size: tuple[int, int], start: tuple[int, int] = (0, 0)
+    ) -> Tensor:
+        """What the cells of a window are told of the coarse image around it, see [`coarse_context`][].
+
+        Where the factor is a power of two it does not depend, bit for bit, on how much of the coarse image is
+        given; a coarse pixel around the window is needed, which enlarging mixes in.
+
+        Args:
+            coarse: (B, C, h, w) in [-1, 1].
+            noise: of this scale's seed, at the first coarse pixel.
+            size: height and width of the window.
+            start: its first row and column, in pixels of this scale from the first coarse pixel's.
+        """
         level = torch.full((len(coarse), 1, 1, 1), self.amount, device=coarse.device)
-        source = CounterNoise(settings["seed"], settings["first_sample"])
-        noise = source.normal(coarse, Purpose.CONTEXT, 0)
-        return self.given(coarse_context(coarse, self.factor, size, level, noise))
+        (y, x), (height, width) = start, size
+        drawn = noise.normal(coarse, Purpose.CONTEXT, 0)
+        return coarse_context(coarse, self.factor, (y + height, x + width), level, drawn)[..., y:, x:]
 
     def _layout(self, size: tuple[int, int], settings: dict[str, Any]) -> Tensor:
         if self.layout is not None:

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nca_lib.canvas.tiles import Span, in_bounded_memory
-from nca_lib.cascade import SEEDS, Cascade, coarse_context
+from nca_lib.cascade import SEEDS, Cascade
 from nca_lib.data import files
 from nca_lib.devices import computes_bf16
 from nca_lib.diffusion import Denoiser
 from nca_lib.editing import FromImage
 from nca_lib.errors import CanvasError
-from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.noise import CounterNoise
 from nca_lib.samplers import SAMPLERS, sample
 
 if TYPE_CHECKING:
@@ -70,11 +70,9 @@ def context_of(canvas: Canvas, rows: Span, columns: Span) -> Tensor:
     told = torch.from_numpy(below.finished(slice(first[0], last[0]), slice(first[1], last[1])))[None].to(
         device
     )
-    noise = CounterNoise(canvas.plan.seed).at(first[0], first[1]).normal(told, Purpose.CONTEXT, 0)
-    level = torch.full((1, 1, 1, 1), model.amount, device=device)
-    size = (factor * told.shape[2], factor * told.shape[3])
+    noise = CounterNoise(canvas.plan.seed).at(first[0], first[1])
     y, x = (span.start - factor * at for (span, _, _), at in zip(pairs, first, strict=True))
-    return coarse_context(told, factor, size, level, noise)[..., y : y + rows.size, x : x + columns.size]
+    return model.context_of(told, noise, (rows.size, columns.size), (y, x))
 
 
 def layout_of(plan: Plan) -> Tensor:

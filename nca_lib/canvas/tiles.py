@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from nca_lib.cascade import Cascade
+from nca_lib.cascade import SEEDS, Cascade
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import CanvasError
@@ -272,10 +272,11 @@ def sample_region(
 
     The image fills the plane, is drawn from `seed` and has no borders. Windows that overlap agree bit for
     bit where they do. S denoiser calls of K automaton steps hear from S K cells around: the first call from
-    all of them, the last from K.
+    all of them, the last from K. A cascade's coarser levels are drawn around the window, too, each on its own
+    plane: from further away, at less cost. Its windows agree bit for bit where its factors are powers of two.
 
     Args:
-        model: a denoiser whose network is a [`DiffNCA`][nca_lib.diff_nca.DiffNCA].
+        model: a denoiser whose network is a [`DiffNCA`][nca_lib.diff_nca.DiffNCA], or a cascade of such.
         y: row of the window's first pixel; any integer, repeating after 2^32.
         x: its column.
         height: of the window.
@@ -292,7 +293,7 @@ def sample_region(
     network = local_network(model)
     if isinstance(network, FourierDiffNCA):
         raise CanvasError("a FourierDiffNCA hears its whole canvas; an endless one has no spectrum")
-    if network.context_channels:
+    if network.context_channels and not isinstance(model, Cascade):
         raise CanvasError("a model with context draws what it is told of; an endless canvas has no context")
     if min(height, width) < 1:
         raise CanvasError(f"the window is {width}x{height}; at least 1x1")
@@ -303,14 +304,31 @@ def sample_region(
     check_memory(4 * numbers * area, what, cure, next(network.parameters()).device)
     # Around the last window there are cells enough for `SMALLEST`.
     border = max(reach, math.ceil(math.sqrt(SMALLEST / network.channels) / 2) + reach - network.steps)
+    size = (height + 2 * border, width + 2 * border)
+    if isinstance(model, Cascade):
+        context = _context(model, y - border, x - border, size, seed, sampler=sampler, steps=steps, tile=tile)
+        network = network.given(context)
     region = _Region(network, tile)
     region.margin = border - reach
     noise: Noise = CounterNoise(seed).at(y - border, x - border)
     device = next(network.parameters()).device
-    frame = torch.empty(1, network.image_channels, height + 2 * border, width + 2 * border, device=device)
+    frame = torch.empty(1, network.image_channels, *size, device=device)
     denoiser = Denoiser(region, model.schedule, model.target)
     with firing_from(network, noise):
         start = noise.normal(frame, Purpose.START, 0)
         for state in sampler(denoiser, start, steps=steps, noise=noise):  # noqa: B007 - the last one
             pass
     return state.image[:, :, border:-border, border:-border]
+
+
+def _context(model: Cascade, y: int, x: int, size: tuple[int, int], seed: int, **settings: Any) -> Tensor:
+    """What a cascade's cells are told in a window of its plane, whose first pixel is (y, x)."""
+    if model.layout is not None:
+        raise CanvasError("a layout has borders; an endless image has none")
+    factor, (height, width) = model.factor, size
+    top, left = y // factor - 1, x // factor - 1
+    bottom, right = -(-(y + height) // factor) + 1, -(-(x + width) // factor) + 1
+    coarse = sample_region(model.below, top, left, bottom - top, right - left, seed + SEEDS, **settings)
+    return model.context_of(
+        coarse, CounterNoise(seed).at(top, left), size, (y - factor * top, x - factor * left)
+    )

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nca_lib.canvas.tiles import CanvasError, TiledDenoiser, in_bounded_memory, sample_region, spans_of
-from nca_lib.cascade import Cascade, Guided
+from nca_lib.cascade import Cascade, Guided, cascade_of
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import inpaint, interpolate, upscale, vary
@@ -196,7 +196,42 @@ def test_far_from_its_borders_a_canvas_is_the_plane():
     assert torch.equal(sample_region(plane, 6, 6, 38, 48, 6, steps=3), canvas[:, :, 6:-6, 6:-6])
 
 
+def three_levels():
+    levels = [denoiser(), denoiser(context_channels=4), denoiser(context_channels=4, hidden=20)]
+    return cascade_of(list(zip((8, 2, 1), levels, strict=True)))
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(
+    y=st.integers(-9, 9),
+    x=st.integers(-9, 9),
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    tile=st.integers(8, 50),
+)
+def test_windows_of_a_cascades_plane_agree(y, x, height, width, tile):
+    known = cascades_plane()[:, :, y + 10 :, x + 10 :]
+    window = sample_region(three_levels(), y, x, height, width, 2, steps=2, tile=tile)
+    assert torch.equal(window, known[:, :, :height, :width])
+
+
+@functools.cache
+def cascades_plane():
+    return sample_region(three_levels(), -10, -10, 50, 50, 2, steps=2)
+
+
+def test_far_from_its_borders_a_cascades_canvas_is_the_plane():
+    canvas = sample(three_levels(), (160, 170), steps=2, seed=4)
+    reach = 6 * (8 + 2 + 1) + 2 * (4 + 1)  # and a coarse pixel at each enlarging
+    assert reach < 78
+    window = sample_region(three_levels(), 78, 78, 4, 14, 4, steps=2)
+    assert torch.equal(window, canvas[:, :, 78:82, 78:92])
+    assert not torch.equal(sample_region(three_levels(), 0, 0, 4, 4, 4, steps=2), canvas[:, :, :4, :4])
+
+
 def test_an_endless_image_needs_a_local_model_and_a_window():
+    with pytest.raises(CanvasError, match="a layout has borders"):
+        sample_region(three_levels().laid_out(torch.zeros(1, 3, 4, 4)), 0, 0, 8, 8, steps=2)
     with pytest.raises(CanvasError, match="FourierDiffNCA"):
         sample_region(denoiser(FourierDiffNCA, frequencies=4), 0, 0, 8, 8)
     with pytest.raises(CanvasError, match="an endless canvas has no context"):
