@@ -4,11 +4,10 @@
 # slide  draw the slide of the book's deep-zoom page again, with the weights of today (hours on one core)
 # gpu   on a machine with an NVIDIA GPU: the tests that need one, then its speed against targets
 # faults  canvases whose processes are killed again and again (minutes)
-# coverage  the test suite, and which lines of the library it runs: at least 90%
 # mutants  small changes of the code that no test notices (a quarter of an hour)
 #
 # Each sets up .venv by itself, and again only when requirements.txt or pyproject.toml change.
-.PHONY: book test coverage lab lint bench gpu slide faults mutants clean
+.PHONY: book test lab lint bench gpu slide faults mutants clean
 .DEFAULT_GOAL := book
 
 PYTHON ?= python3
@@ -31,13 +30,10 @@ book: $(SETUP)
 	@jupyter-book build . --warningiserror --keep-going --quiet
 	@echo "The book: $(CURDIR)/_build/html/index.html"
 
-# The page tests open the built book, so it is built first.
+# The page tests open the built book, so it is built first. A process for each core, up to four, with one thread each
+# (processes with several threads hinder each other tenfold); at the end, how many of the library's lines they ran.
 test: book
-	@MPLBACKEND=agg pytest
-
-coverage: book
-	@MPLBACKEND=agg coverage run -m pytest
-	@coverage report
+	@MPLBACKEND=agg OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 4 --dist worksteal --cov
 
 lab: $(SETUP)
 	@jupyter lab book/00_explore.ipynb
