@@ -99,7 +99,7 @@ def check_memory(needed: float, what: str, cure: str, device: torch.device | Non
     there = available(device)
     if needed > there:
         raise TooLargeError(
-            f"{what}: at least {_bytes(needed)} of memory, of which {device} has {_bytes(there)}; {cure}"
+            f"{what}: at least {in_bytes(needed)} of memory, of which {device} has {in_bytes(there)}; {cure}"
         )
 
 
@@ -130,6 +130,7 @@ def out_of_memory(error: BaseException) -> str:
     return f"out of memory; ask for fewer or smaller images ({error!s:.120})" if ended else ""
 
 
-def _bytes(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """A number of bytes as it is read: three digits and a unit."""
     unit = min(int(math.log(max(count, 1), 1000)), 6)
     return f"{count / 1000**unit:,.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB', 'EB')[unit]}"

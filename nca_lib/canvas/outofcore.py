@@ -38,7 +38,7 @@ from nca_lib.errors import CanvasError
 from nca_lib.extras import extra
 from nca_lib.files import locked, write_atomically
 from nca_lib.fourier import FourierDiffNCA
-from nca_lib.memory import KEPT
+from nca_lib.memory import KEPT, in_bytes
 from nca_lib.noise import CounterNoise, Purpose, firing_from
 from nca_lib.samplers import SAMPLERS, SamplerState, timestep_array
 
@@ -244,8 +244,8 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
         raise CanvasError(
-            f"a canvas of {plan.width}x{plan.height} needs {needed / 1e9:.1f} GB on disk while it is made; "
-            f"{folder.parent.resolve()} has {free / 1e9:.1f}"
+            f"a canvas of {plan.width}x{plan.height} needs {in_bytes(needed)} on disk while it is made; "
+            f"{folder.parent.resolve()} has {in_bytes(free)}"
         )
     layout = layout_of(plan) if plan.layout and below is None else None
     group = zarr.open_group(str(folder), mode="w-", zarr_format=3)
