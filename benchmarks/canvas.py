@@ -5,7 +5,8 @@
 Each canvas is made in a process of its own, whose peak memory and processor time the system counts: time on
 the clock says little where others work too. Sizes double; a line through the small ones predicts the largest.
 Several workers are timed against one on a canvas that takes minutes, where the machine has a core idle for
-each; the load is written down in any case. Results go to `canvas.json` among the library's results, which chapter 7 reads.
+each; the load is written down in any case. Results go to `canvas.json` among the library's results, which
+chapter 7 reads.
 """
 
 from __future__ import annotations
