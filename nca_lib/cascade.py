@@ -158,7 +158,7 @@ class Cascade(Denoiser):
 def cascade_of(levels: Sequence[tuple[int, Denoiser]], noise: float = 0.1) -> Denoiser:
     """A cascade from its levels, the coarsest first: how many times coarser than the finest, and a model.
 
-    `cascade_of([(8, layout), (2, half), (1, full)])` draws layouts at an eighth of the scale.
+    `cascade_of([(8, layout), (4, quarter), (2, half), (1, full)])` draws layouts at an eighth of the scale.
 
     Raises:
         UsageError: the scales do not descend to 1 by whole factors.

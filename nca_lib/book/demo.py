@@ -138,7 +138,7 @@ def endless_plane(
 _TISSUE = {"gland": (0.2, -0.1, -0.4), "stroma": (0.52, 0.46, 0.42), "lumen": (0.85, 0.85, 0.88)}
 
 
-def layout_painter(model: Cascade, code: str, *, side: int = 16, steps: int = 8) -> Demo | HTML:
+def layout_painter(model: Cascade, code: str, *, side: int = 32, steps: int = 8) -> Demo | HTML:
     """Paint where glands are to be; a coarse level draws the sketch anew, and a finer one tissue in it.
 
     Args:

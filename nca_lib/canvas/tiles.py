@@ -273,11 +273,14 @@ def sample_region(
     The image fills the plane, is drawn from `seed` and has no borders. Windows that overlap agree bit for
     bit where they do. S denoiser calls of K automaton steps hear from S K cells around: the first call from
     all of them, the last from K. A cascade's coarser levels are drawn around the window, too, each on its own
-    plane: from further away, at less cost. Its windows agree bit for bit where its factors are powers of two.
+    plane. They hear from further away: for a small window they cost more than the window itself, for one of a
+    megapixel about as much, and little for larger ones. Its windows agree bit for bit where its factors are
+    powers of two.
 
     Args:
         model: a denoiser whose network is a [`DiffNCA`][nca_lib.diff_nca.DiffNCA], or a cascade of such.
-        y: row of the window's first pixel; any integer, repeating after 2^32.
+        y: row of the window's first pixel; any integer, repeating after 2^32 (a cascade, after as many of its
+            coarsest pixels).
         x: its column.
         height: of the window.
         width: of the window.
@@ -299,7 +302,8 @@ def sample_region(
         raise CanvasError(f"the window is {width}x{height}; at least 1x1")
     reach = network.steps * steps
     area = (height + 2 * reach) * (width + 2 * reach)
-    numbers = 4 * network.image_channels  # noise, image, clean estimate, and the next image
+    # Noise, image, clean estimate, and the next image; what the cells are told, twice while it is enlarged.
+    numbers = 4 * network.image_channels + 2 * network.context_channels
     what, cure = f"a window of {width}x{height}", "ask for smaller ones; they fit together"
     check_memory(4 * numbers * area, what, cure, next(network.parameters()).device)
     # Around the last window there are cells enough for `SMALLEST`.
