@@ -45,7 +45,7 @@ from nca_lib.samplers import dpm_solver, sample
 
 TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "cascade.jsonl"
 SIDE, PIECE = 256, 32  # of pictures in the photograph's pixels; of pieces in reduced ones
-PIECES = {1: 4, 2: 4, 4: 4, 8: 1}  # of each picture, by how far it is reduced
+PIECES = {1: 2, 2: 2, 4: 2, 8: 1}  # of each picture, by how far it is reduced
 STEPS, BATCH = 12, 8
 DISTANCES = (8, 16, 32, 48)  # in the photograph's pixels
 MODELS = {

@@ -35,7 +35,7 @@ def unchanged(source: Path, out: Path) -> Image.Image:
 @pytest.mark.parametrize("picture", [RGB, GREY, DEEP], ids=["RGB", "grey", "16 bits"])
 def test_an_image_that_nobody_changed_is_written_back_exactly(picture: Image.Image, tmp_path: Path) -> None:
     back = unchanged(stored(picture, tmp_path / "in.png"), tmp_path / "out.png")
-    assert back.mode == picture.mode
+    assert back.mode == Image.open(tmp_path / "in.png").mode  # Pillow 10 reads 16 bits as 32
     np.testing.assert_array_equal(np.array(back), np.array(picture))
 
 
