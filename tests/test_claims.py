@@ -148,6 +148,29 @@ def test_what_is_asked_for_is_drawn_and_guidance_costs_variety(model: str) -> No
     assert recall[4.0] < recall[1.0]
 
 
+def test_cascades_are_measured_with_the_weights_that_ship() -> None:
+    whole: Any = load("tissue-cascade")
+    drawn = {"cascade, 1": whole, "cascade, 1/2": whole.below, "plain, 1/2": load("tissue-diff-nca")}
+    for row in rows("cascade"):
+        if row["model"] in drawn:
+            assert row["weights"] == digest(drawn[row["model"]].state_dict())
+
+
+def test_context_brings_architecture_and_the_quarter_order() -> None:
+    by: dict[str, list[Row]] = {}
+    for row in rows("cascade"):
+        by.setdefault(row["model"], []).append(row)
+    (photo,) = by["photograph"]
+    for plain, told in (("plain, 1/2", "cascade, 1/2"), ("plain, 1", "cascade, 1")):
+        for name in ("32", "48"):
+            closest = max(row["correlation"][name] for row in by[plain])
+            assert closest < min(row["correlation"][name] for row in by[told])
+            assert closest < photo["correlation"][name]
+        assert max(row["order"] for row in by[plain]) < min(row["order"] for row in by[told])
+    first, four = ([row["order"] for row in by[f"{name}, 1/2"]] for name in ("three levels", "cascade"))
+    assert max(first) < min(four) < photo["order"]  # "ran as they liked"
+
+
 def near(value: float, said: float, part: float = 0.1) -> bool:
     return abs(value - said) <= part * said
 
