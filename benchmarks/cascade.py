@@ -13,7 +13,8 @@ Apart from distances, three numbers of architecture, which need no extractor; se
 photograph stands in a row of its own, read in nine windows of 256x256 (they overlap).
 
 One control is trained first: `python -m nca_lib train tissue-full-untold`, a single level at the full scale.
-`runs/three-levels.safetensors` is what shipped before: no level at a quarter. Writes one JSON line a model
+`runs/three-levels.safetensors` (and `.json`) is what shipped before, without a level at a quarter: commit
+f3bce90 holds it as `nca_lib/pretrained/tissue-cascade.safetensors`. Writes one JSON line a model
 and seed into the results' `cascade.jsonl`, in place of those of other weights.
 """
 
