@@ -164,8 +164,13 @@ def measure(name: str, seed: int, count: int, share: float) -> dict[str, Any]:
     for reduction in (r for r in PIECES if r >= scale):
         pieces = pieces_of(F.avg_pool2d(pictures, reduction // scale), PIECES[reduction], seed)
         real = Anywhere(PIECE, downscale=reduction, offsets=True)
-        generate = lambda first, number, pieces=pieces: pieces[first : first + number]  # noqa: E731
-        measured = evaluate(generate, real, real, count=len(pieces), seed=seed)
+        measured = evaluate(
+            lambda first, number, pieces=pieces: pieces[first : first + number],
+            real,
+            real,
+            count=len(pieces),
+            seed=seed,
+        )
         found[str(reduction)] = {key: measured[key] for key in ("metrics", "floor")}
     return {
         "model": name,

@@ -29,6 +29,13 @@ def denoiser(kind=DiffNCA, channels=12, hidden=32, steps=3, **settings):
 
 
 sizes = st.integers(2, 90)
+WINDOWS = {
+    "y": st.integers(-9, 9),
+    "x": st.integers(-9, 9),
+    "height": st.integers(1, 30),
+    "width": st.integers(1, 30),
+    "tile": st.integers(8, 50),
+}
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -170,13 +177,7 @@ def test_tiles_refuse_other_networks_and_noise_without_addresses():
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
 @settings(max_examples=4, deadline=None, derandomize=True)
-@given(
-    y=st.integers(-9, 9),
-    x=st.integers(-9, 9),
-    height=st.integers(1, 30),
-    width=st.integers(1, 30),
-    tile=st.integers(8, 50),
-)
+@given(**WINDOWS)
 def test_windows_of_the_plane_agree(sampler, y, x, height, width, tile):
     plane = denoiser()
     options = {"sampler": SAMPLERS[sampler], "steps": 3, "seed": 2}
@@ -202,13 +203,7 @@ def three_levels():
 
 
 @settings(max_examples=6, deadline=None, derandomize=True)
-@given(
-    y=st.integers(-9, 9),
-    x=st.integers(-9, 9),
-    height=st.integers(1, 30),
-    width=st.integers(1, 30),
-    tile=st.integers(8, 50),
-)
+@given(**WINDOWS)
 def test_windows_of_a_cascades_plane_agree(y, x, height, width, tile):
     known = cascades_plane()[:, :, y + 10 :, x + 10 :]
     window = sample_region(three_levels(), y, x, height, width, 2, steps=2, tile=tile)
