@@ -54,7 +54,7 @@ def test_memory_is_flat_and_time_linear(measured: dict[str, Any]) -> None:
 def test_two_workers_gain_where_each_has_a_core(measured: dict[str, Any]) -> None:
     team = measured["several workers"]
     assert team["load before"] < 0.5  # measured on an idle machine
-    assert team["speed"] > 1.4  # 1.7 is the aim
+    assert team["speed"] > 1.7
 
 
 def test_no_tile_is_faster_than_the_whole_and_all_are_equal(timed: list[dict[str, Any]]) -> None:
