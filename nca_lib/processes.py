@@ -1,4 +1,4 @@
-"""Several processes that torchrun has started: which one this is, and what they tell each other (chapter 8).
+"""Processes that torchrun has started: which one this is, and what they tell each other (troubleshooting).
 
     torchrun --nproc-per-node 4 -m nca_lib COMMAND
 

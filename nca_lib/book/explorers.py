@@ -34,7 +34,6 @@ from nca_lib.book.subjects import (
 from nca_lib.editing import Inpainting, KnownPixels, shaped_canvas
 from nca_lib.errors import NCAError
 from nca_lib.extras import extra
-from nca_lib.noise import Firing
 from nca_lib.samplers import SAMPLERS, SamplerState
 
 with extra("book"):
@@ -91,11 +90,9 @@ def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Ex
         subject: int,
         a: str,
         steps_a: int,
-        firing_a: Firing,
         other: int,
         b: str,
         steps_b: int,
-        firing_b: Firing,
         seed: int,
         wish: str = "",
         guidance_a: int = 1,
@@ -104,8 +101,8 @@ def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Ex
         one, two = subjects[subject], subjects[other]
         left_model, right_model = one.guided(wish, guidance_a), two.guided(wish, guidance_b)
         ways = [
-            _Timed(states(left_model, one.size, sampler=a, steps=steps_a, firing=firing_a, seed=seed)),
-            _Timed(states(right_model, two.size, sampler=b, steps=steps_b, firing=firing_b, seed=seed)),
+            _Timed(states(left_model, one.size, sampler=a, steps=steps_a, seed=seed)),
+            _Timed(states(right_model, two.size, sampler=b, steps=steps_b, seed=seed)),
         ]
         most = max(steps_a, steps_b)
         for number in range(1, most + 1):
@@ -118,18 +115,14 @@ def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Ex
     def code(**values: Any) -> str:
         return _compared_code(subjects, **values)
 
-    firing = list(get_args(Firing))
-    told = "which cells update: drawn at each call, drawn once, or all by their expected update"
     most = min(subject.model.schedule.timesteps for subject in subjects)
     controls = {
         **which(subjects, "subject", "A: model"),
         "a": choice("A: sampler", list(SAMPLERS), "ddim", "of the left picture"),
         "steps_a": slider("A: steps", steps[0], 1, most, 1, CALLS),
-        "firing_a": choice("A: firing", firing, "fresh", told),
         **which(subjects, "other", "B: model"),
         "b": choice("B: sampler", list(SAMPLERS), "dpm_solver", "of the right picture"),
         "steps_b": slider("B: steps", steps[1], 1, most, 1, CALLS),
-        "firing_b": choice("B: firing", firing, "fresh", told),
         "seed": slider("seed", 0, 0, 99, 1, SEED),
         **_guidance(subjects),
     }
@@ -162,10 +155,10 @@ def _compared_code(subjects: tuple[Subject, ...], **values: Any) -> str:
         if subject.contexts:
             context = f'contexts["{values["wish"]}"]'  # the names that the explorer was given
             model = f"Guided({model}, {context}, {values[f'guidance_{name}']})"
-        sampler, calls, firing = values[name], values[f"steps_{name}"], values[f"firing_{name}"]
+        sampler, calls = values[name], values[f"steps_{name}"]
         lines.append(
             f"{name} = nca_lib.sample(\n    {model}, {subject.size}, sampler={sampler}, "
-            f'steps={calls}, seed={values["seed"]}, firing="{firing}"\n)'
+            f"steps={calls}, seed={values['seed']}\n)"
         )
     return "\n".join(lines)
 
