@@ -19,9 +19,10 @@ from nca_lib import weights
 from nca_lib.data.images import Images
 from nca_lib.devices import best_device, compile_step, computes_bf16, hardware
 from nca_lib.diffusion import Denoiser
-from nca_lib.evaluation.evaluate import PROTOCOLS, RealImages, real_and_floor
+from nca_lib.evaluation.evaluate import PROTOCOLS
 from nca_lib.evaluation.extractors.choose import default_extractors
 from nca_lib.evaluation.metrics import Measure, frechet_distance
+from nca_lib.evaluation.real import RealImages, real_and_floor
 from nca_lib.experiments.matrix import rows
 from nca_lib.experiments.settings import Experiment
 from nca_lib.noise import Firing
@@ -84,7 +85,7 @@ def measure_model(name: str, options: argparse.Namespace) -> None:
     compile_step(model, device)
     train, test = experiment.build_data("train"), experiment.build_data("test")
     measure = Measure([e.to(device) for e in default_extractors(count)])
-    real, floor = real_and_floor({"train": train, "test": test}, PROTOCOLS["quick"], REAL, seed=0)
+    real, floor = real_and_floor({"train": train, "test": test}, PROTOCOLS["quick"].split, REAL, seed=0)
     truth, others = features_of_real(measure, real, REAL), features_of_real(measure, floor, count)
     lowest = {e: round(frechet_distance(truth[e], others[e]), 3) for e in truth}
     done = {tuple(row[key] for key in KEY) for row in rows(TABLE)}

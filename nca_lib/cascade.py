@@ -20,7 +20,7 @@ from torch import Tensor
 from nca_lib.diffusion import Denoiser
 from nca_lib.editing import FromImage
 from nca_lib.errors import UsageError
-from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.noise import CounterNoise, Purpose, Repeated, firing_from
 from nca_lib.samplers import Constraint, sample
 
 SEEDS = 0x9E3779B9  # between the seeds of two levels: their noise is unrelated
@@ -178,8 +178,8 @@ class Guided(Denoiser):
 
     output = untold + strength (told - untold), Ho & Salimans (2022), eq. 6, where their w is strength - 1.
     Epsilon, x0 and v are affine in each other, so that it is the same equation for each. Where both outputs
-    are needed they come from one call on a batch of twice the size; the model must have been trained with
-    `context.dropout`.
+    are needed they come from one call on a batch of twice the size, with the same firing masks for both; the
+    model must have been trained with `context.dropout`.
 
     Args:
         model: a denoiser whose network reads context.
@@ -196,5 +196,6 @@ class Guided(Denoiser):
         if self.strength in (0.0, 1.0):  # one of both says it all
             return super().given(self.strength * context)._output(noisy, t)
         both = super().given(torch.cat([context, torch.zeros_like(context)]))
-        told, untold = both._output(noisy.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
+        with firing_from(both, Repeated):
+            told, untold = both._output(noisy.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
         return untold + self.strength * (told - untold)

@@ -381,7 +381,7 @@ def _check_mask(mask: Tensor, image: Tensor | None = None) -> None:
     if mask.shape[2:] != image.shape[2:]:
         sizes = [f"{x.shape[3]}x{x.shape[2]}" for x in (mask, image)]
         raise EditingError(f"the mask is {sizes[0]} (width x height) and the image {sizes[1]}; same sizes")
-    if 1 != len(mask) != len(image) != 1:
+    if len(mask) not in (1, len(image)):
         raise EditingError(f"{len(mask)} masks for {len(image)} images; one each, or one for all")
 
 

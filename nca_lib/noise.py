@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -159,8 +159,10 @@ class CounterNoise(Noise):
         """The four words of each cell in each of the blocks: four (B, blocks, H, W), int64."""
         batch, _, height, width = like.shape
         device = like.device
-        y = torch.arange(height, device=device) + self.origin[0]
-        x = torch.arange(width, device=device) + self.origin[1]
+        # Of an origin beyond 64 bits only what counts.
+        first = [at % n for at, n in zip(self.origin, self.period or (_WORD + 1,) * 2, strict=True)]
+        y = torch.arange(height, device=device) + first[0]
+        x = torch.arange(width, device=device) + first[1]
         if self.period:
             y, x = y % self.period[0], x % self.period[1]
         y, x = y.view(1, 1, height, 1) & _WORD, x.view(1, 1, 1, width) & _WORD
@@ -320,6 +322,38 @@ class BlendedNoise(Noise):
         return torch.where(_rows(self.weight == 1, a), b, cosine * a + sine * b)
 
 
+@dataclass(frozen=True)
+class Repeated(Noise):
+    """The numbers of another source for the first half of a batch, and again for the second.
+
+    Args:
+        source: of the numbers of a batch of half the size.
+    """
+
+    source: Noise
+
+    def normal(self, like: Tensor, purpose: Purpose, step: int) -> Tensor:
+        """Standard normal numbers, those of the source twice."""
+        return self.source.normal(like.chunk(2)[0], purpose, step).repeat(2, 1, 1, 1)
+
+    def uniform(self, like: Tensor, purpose: Purpose, step: int, substep: int) -> Tensor:
+        """Uniform numbers, those of the source twice."""
+        return self.source.uniform(like.chunk(2)[0], purpose, step, substep).repeat(2, 1, 1, 1)
+
+    def at(self, y: int, x: int, period: tuple[int, int] | None = None) -> Repeated:
+        """The same for a part of the image, see [`Noise.at`][]."""
+        return replace(self, source=self.source.at(y, x, period))
+
+    def firing_mask(self, like: Tensor, probability: float, step: int, substep: int) -> Tensor:
+        """That of the source twice."""
+        return self.source.firing_mask(like.chunk(2)[0], probability, step, substep).repeat(2, 1, 1, 1)
+
+    def firing_masks(self, like: Tensor, probability: float, step: int, count: int) -> Iterator[Tensor]:
+        """Those of the source twice, for each of so many substeps."""
+        masks = self.source.firing_masks(like.chunk(2)[0], probability, step, count)
+        return (mask.repeat(2, 1, 1, 1) for mask in masks)
+
+
 def firing_masks_of(noise: Noise, firing: Firing) -> Noise:
     """The source of a sample's firing masks.
 
@@ -338,16 +372,18 @@ def _rows(values: Tensor, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def firing_from(model: nn.Module, noise: Noise) -> Iterator[None]:
+def firing_from(model: nn.Module, noise: Noise | Callable[[Noise], Noise]) -> Iterator[None]:
     """Within the block, every automaton inside `model` draws its firing masks from `noise`.
+
+    A function, such as the class [`Repeated`][], makes each automaton's source of the one that it has.
 
     `firing_from(model, FixedMasks(noise))` draws them once for all calls, `firing_from(model,
     ExpectedUpdates(noise))` not at all: with either, a denoiser gives the same answer to the same question.
     """
     modules: Iterator[Any] = model.modules()
     automata = [(module, module.firing) for module in modules if hasattr(module, "firing")]
-    for module, _ in automata:
-        module.firing = noise
+    for module, before in automata:
+        module.firing = noise if isinstance(noise, Noise) else noise(before)
     try:
         yield
     finally:

@@ -356,9 +356,16 @@ def trajectory(
     empty = torch.empty(count, model.image_channels, *size, device=device)
     told: dict[str, Any] = {"sampler": sampler, "steps": steps, "constraint": constraint, "firing": firing}
     model = model.ready(size, count=count, seed=seed, first_sample=first_sample, **told)
-    with firing_from(model, firing_masks_of(noise, firing)):
-        start = noise.normal(empty, Purpose.START, 0)
-        yield from sampler(model, start, steps=steps, noise=noise, constraint=constraint)
+    start = noise.normal(empty, Purpose.START, 0)
+    masks = firing_masks_of(noise, firing)
+    with firing_from(model, masks):
+        way = sampler(model, start, steps=steps, noise=noise, constraint=constraint)
+    while True:
+        with firing_from(model, masks):  # step by step: between two, others may use the model
+            state = next(way, None)
+        if state is None:
+            return
+        yield state
 
 
 def sample(
@@ -380,7 +387,7 @@ def sample(
 
     Args:
         model: a denoiser; or a model that draws by itself, `model.sample(size, ...)`, as a VNCA does: then
-            what follows `seed` and `first_sample`, `sampler` and `steps` play no part.
+            what follows `seed` and `first_sample`; `sampler`, `steps` and `firing` play no part.
         size: height and width.
         count: how many images.
         sampler: one of [`SAMPLERS`][].
@@ -391,12 +398,17 @@ def sample(
         firing: which cells of an automaton update, see [`firing_masks_of`][nca_lib.noise.firing_masks_of].
 
     Raises:
-        UsageError: `steps` is not within 1..T; or a model that draws no images. TooLargeError: no memory.
+        UsageError: `steps` is not within 1..T; or a model that draws no images, or none under a constraint.
+            TooLargeError: no memory.
     """
     if not isinstance(model, Denoiser):
         draw: Any = getattr(model, "sample", None)
         if draw is None:
             raise UsageError(f"a {type(model).__name__} draws no images; a denoiser or a VNCA does")
+        if constraint is not None:
+            raise UsageError(
+                f"a {type(model).__name__} draws at once and obeys no constraint; a denoiser does"
+            )
         return draw(size, count=count, seed=seed, first_sample=first_sample)
     settings: dict[str, Any] = {"steps": steps, "seed": seed, "first_sample": first_sample, "firing": firing}
     way = trajectory(model, size, count=count, sampler=sampler, constraint=constraint, **settings)

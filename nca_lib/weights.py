@@ -73,7 +73,7 @@ def join(levels: Sequence[str | Path], path: str | Path) -> None:
         raise WeightsError(f"{path} must end in .safetensors")
     records = [record(level) for level in levels]
     sums = ("steps", "images_seen", "training_seconds")
-    whole = records[-1] | {key: sum(each[key] or 0 for each in records) for key in sums}
+    whole = records[-1] | {key: sum(each.get(key) or 0 for each in records) for key in sums}
     whole["experiment"] = whole["experiment"] | {"name": Path(path).stem}
     model = _cascade(path, records)
     for place, level in zip(reversed(_places(len(levels))), levels, strict=True):
@@ -108,7 +108,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     """The sha256 of tensors' names and values, in the order of their names."""
     found = hashlib.sha256()
     for name, value in sorted(tensors.items()):
-        found.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        values = value.cpu().contiguous().flatten().view(torch.uint8)  # NumPy knows no bfloat16
+        found.update(name.encode() + values.numpy().tobytes())
     return found.hexdigest()
 
 
@@ -137,7 +138,7 @@ def load(name: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     blob, described = _read(name)
     try:
         tensors = parse_safetensors(blob)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: numbers of a kind that torch does not have
         raise WeightsError(f"{name}: not a safetensors file, or damaged ({error})") from error
     if "tensors_sha256" in described:
         same = described["tensors_sha256"] == digest(tensors)

@@ -13,7 +13,7 @@ from nca_lib.canvas import TiledDenoiser
 from nca_lib.cascade import Cascade, Guided, cascade_of, coarse_context
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, Target, noise_schedule
-from nca_lib.editing import KnownPixels, LowResolution, inpaint, reduce, upscale, vary
+from nca_lib.editing import KnownPixels, LowResolution, inpaint, interpolate, reduce, upscale, vary
 from nca_lib.errors import EditingError, UsageError
 from nca_lib.fourier import FourierDiffNCA
 from nca_lib.samplers import SAMPLERS, sample
@@ -281,3 +281,26 @@ def test_guidance_of_an_automaton_samples_as_told_at_1_and_untold_at_0() -> None
         torch.testing.assert_close(
             sample(Guided(model, context, strength), (10, 12), count=2, steps=4), wanted
         )
+
+
+@pytest.mark.parametrize("firing", ["fresh", "fixed", "expected"])
+def test_both_halves_of_guidance_fire_alike(firing: str) -> None:
+    model = Denoiser(network(2, update_probability=0.5, zero_init=False), SCHEDULE, "v")
+    nothing, told = torch.zeros(1, 2, 9, 8), torch.ones(1, 2, 9, 8)
+    settings: dict[str, Any] = {"steps": 3, "firing": firing}
+    plain = sample(model.given(nothing), (9, 8), count=2, **settings)
+    torch.testing.assert_close(sample(Guided(model, nothing, 4.0), (9, 8), count=2, **settings), plain)
+    guided = Guided(model, told, 2.0)
+    both = sample(guided, (9, 8), count=2, **settings)
+    alone = [sample(guided, (9, 8), first_sample=n, **settings) for n in (0, 1)]
+    torch.testing.assert_close(torch.cat(alone), both)
+    assert not torch.allclose(both, plain, atol=1e-2)
+
+
+def test_what_is_guided_can_be_blended() -> None:
+    guided = Guided(
+        Denoiser(network(2, update_probability=0.5, zero_init=False), SCHEDULE, "v"), torch.ones(1, 2, 9, 8)
+    )
+    way = interpolate(guided, (0, 1), 3, (9, 8), steps=2)
+    ends = [sample(guided, (9, 8), seed=seed, steps=2) for seed in (0, 1)]
+    torch.testing.assert_close(way[[0, 2]], torch.cat(ends), atol=1e-4, rtol=1e-4)

@@ -354,6 +354,8 @@ def test_impossible_edits_are_refused(denoiser: Denoiser, image: Tensor, mask: T
         inpaint(denoiser, image, mask[0, 0])
     with pytest.raises(EditingError, match="2 masks for 3 images"):
         inpaint(denoiser, image.expand(3, -1, -1, -1), mask.expand(2, -1, -1, -1))
+    with pytest.raises(EditingError, match="3 masks for 1 images"):
+        inpaint(denoiser, image, mask.expand(3, -1, -1, -1))
     with pytest.raises(EditingError, match=r"float32 \(3, 12, 9\); images are floats of shape"):
         inpaint(denoiser, image[0], mask)
     with pytest.raises(EditingError, match=r"shape \(1, 1, 12, 9\), but the sampler makes \(1, 3, 12, 9\)"):

@@ -292,6 +292,11 @@ def test_evaluations_that_would_mean_nothing_are_refused(capsys: pytest.CaptureF
     assert "50 generated images are too few" in capsys.readouterr().err
     assert main(["evaluate", "growing-grow"]) == 2
     assert "GrowingNCA" in capsys.readouterr().err
+    record = weights.record("digits-mlp") | {"experiment": {"name": "x", "data": 3}}
+    torch.manual_seed(0)
+    weights.save(weights.load("digits-mlp"), "stranger.safetensors", record)
+    assert main(["evaluate", "stranger.safetensors"]) == 2
+    assert "data" in capsys.readouterr().err
     assert main(["evaluate", "digits-mlp", "--inception", "nowhere.pth"]) == 2
     assert "nowhere.pth" in capsys.readouterr().err
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, NoiseSchedule, noise_schedule
 from nca_lib.editing import KnownPixels, LowResolution
+from nca_lib.errors import UsageError
 from nca_lib.noise import CounterNoise, Firing, Purpose, TorchNoise
 from nca_lib.samplers import (
     SAMPLERS,
@@ -25,6 +26,7 @@ from nca_lib.samplers import (
     log_snr_array,
     sample,
     timestep_array,
+    trajectory,
 )
 
 MEAN, DEVIATION = 0.4, 0.3
@@ -499,3 +501,24 @@ def test_sampling_leaves_torchs_generator_alone(denoiser: Denoiser) -> None:
     before = torch.get_rng_state()
     sample(denoiser, (8, 8), steps=3, sampler=ddpm)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_two_trajectories_of_one_model_side_by_side_are_those_drawn_alone() -> None:
+    torch.manual_seed(0)
+    network = DiffNCA(12, 16, 2, update_probability=0.5, zero_init=False)
+    model = Denoiser(network, noise_schedule("cosine", 50), "v")
+    alone = [sample(model, (8, 8), steps=4, seed=seed) for seed in (0, 1)]
+    own = network.firing
+    ways = [trajectory(model, (8, 8), steps=4, seed=seed) for seed in (0, 1)]
+    for _ in range(4):
+        states = [next(way) for way in ways]
+        assert network.firing is own
+    assert all(torch.equal(state.image, image) for state, image in zip(states, alone, strict=True))
+
+
+def test_what_draws_at_once_obeys_no_constraint() -> None:
+    model = nn.Module()
+    model.sample = lambda size, **_: torch.zeros(1, 3, *size)  # type: ignore[assignment]
+    known = KnownPixels(torch.ones(1, 3, 8, 8), torch.ones(1, 1, 8, 8, dtype=torch.bool))
+    with pytest.raises(UsageError, match="obeys no constraint"):
+        sample(model, (8, 8), constraint=known)

@@ -195,6 +195,36 @@ def test_a_file_that_is_no_safetensors_is_refused(blob: bytes, tmp_path: Path) -
         weights.load(path)
 
 
+def test_numbers_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
+    path, whole = tmp_path / "half.safetensors", TINY.build_model().state_dict()
+    hostile(path, {key: value.bfloat16() for key, value in whole.items()}, GOOD)
+    with pytest.raises(WeightsError, match=r"is torch.bfloat16 .* instead of torch.float32"):
+        weights.load(path)
+    header = json.dumps(
+        {
+            "__metadata__": {"record": json.dumps(GOOD)},
+            "x": {"dtype": "F8_E8M0", "shape": [8], "data_offsets": [0, 8]},
+        }
+    ).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 8)
+    with pytest.raises(WeightsError, match="not a safetensors file, or damaged"):
+        weights.load(path)
+
+
+def test_the_digest_is_of_names_and_bytes() -> None:
+    tensors = {"b": torch.tensor(3.0), "a": torch.arange(6).view(2, 3).T}
+    by_hand = hashlib.sha256(b"a" + np.arange(6).reshape(2, 3).T.tobytes() + b"b" + np.float32(3).tobytes())
+    assert weights.digest(tensors) == by_hand.hexdigest()
+
+
+def test_levels_without_a_training_are_joined_too(tmp_path: Path) -> None:
+    paths = [level("layout", tmp_path), level("half", tmp_path, context={"factor": 4})]
+    for path in paths:
+        weights.save(weights.load(path), path, {"experiment": weights.record(path)["experiment"]})
+    weights.join(paths, tmp_path / "joined.safetensors")
+    assert weights.record(tmp_path / "joined.safetensors")["steps"] == 0
+
+
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(WeightsError, match="no weights 'nonsense'") as caught:
         weights.load("nonsense")

@@ -258,7 +258,11 @@ def create(folder: str | Path, plan: Plan, spare: int = 0) -> Canvas:
     if layout is not None:
         group.create_array("layout", data=layout.numpy())
     if below:
-        create(folder / "below", below, spare)
+        try:
+            create(folder / "below", below, spare)
+        except BaseException:  # a level that cannot begin leaves nothing of the others
+            shutil.rmtree(folder)
+            raise
     described = {**asdict(plan), "sha256": weights.record(plan.model)["sha256"]}
     write_atomically(folder / "plan.json", json.dumps(described, indent=2).encode() + b"\n")
     return Canvas(folder)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from nca_lib.cascade import SEEDS, Cascade
+from nca_lib.cascade import SEEDS, Cascade, Guided
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import CanvasError
@@ -99,6 +99,8 @@ def local_network(model: nn.Module) -> DiffNCA:
         CanvasError: something in it is not local; the message names the setting.
     """
     network = getattr(model, "network", model)
+    if isinstance(model, Guided):
+        raise CanvasError("guidance cannot be cut up: what one call gives is not its network's answer")
     if not isinstance(network, DiffNCA):
         raise CanvasError(f"a {type(network).__name__} cannot be cut up; a Diff-NCA's denoiser can")
     if not network.cell.local:

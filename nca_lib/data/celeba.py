@@ -18,6 +18,7 @@ from torch import Tensor
 from nca_lib.data.images import Split, listing_hash, open_rgb, to_float
 from nca_lib.errors import DataError
 from nca_lib.extras import extra
+from nca_lib.files import locked
 
 _FOLDER, _ARCHIVE, _PARTITION = "img_align_celeba", "img_align_celeba.zip", "list_eval_partition.txt"
 
@@ -51,13 +52,18 @@ class CelebA:
     def __init__(self, root: str = "data", size: int = 64, download: bool = False, split: Split = "train"):
         self.size = size
         base = Path(root).expanduser() / "celeba"  # where torchvision keeps it
-        if download:
-            _download(base)
+        if download and _missing(base):
+            with locked(
+                base.with_name(".celeba.lock"), wait=True
+            ):  # of several processes the first one does it
+                _download(base)
         missing = _missing(base)
         if missing:
             raise DataError(f"{base} lacks {' and '.join(missing)}. {_how_to_get(base)}")
         if not (base / _FOLDER).is_dir():
-            _extract(base)
+            with locked(base.with_name(".celeba.lock"), wait=True):
+                if not (base / _FOLDER).is_dir():
+                    _extract(base)
         partition = _read_partition(base / _PARTITION)
         lost = sorted(partition.keys() - {file.name for file in (base / _FOLDER).iterdir()})
         if lost:

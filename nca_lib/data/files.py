@@ -42,12 +42,12 @@ class Original:
 
 
 def read(path: str | Path, max_pixels: int = MOST_PIXELS) -> tuple[Tensor, Original]:
-    """Read an image of any mode, upright: (3, H, W) in [-1, 1], and what else the file held.
+    """Read an image of 8 or 16 bits, upright: (3, H, W) in [-1, 1], and what else the file held.
 
     Opacity is kept aside; pixels that are fully transparent have no colour, and count as white.
 
     Raises:
-        DataError: the file cannot be read, or holds more than `max_pixels`.
+        DataError: the file cannot be read, or holds more than `max_pixels`, or floating-point numbers.
     """
     path = Path(path)
     with opened(path, max_pixels) as file:
@@ -55,7 +55,7 @@ def read(path: str | Path, max_pixels: int = MOST_PIXELS) -> tuple[Tensor, Origi
     if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
         grey = torch.from_numpy(np.array(image, dtype=np.float32)).clamp(0, 65535) / 32767.5 - 1
         return grey.expand(3, -1, -1).contiguous(), Original(path, "I;16")
-    mode: Literal["RGB", "L"] = "L" if image.mode in {"1", "L", "LA", "La", "F"} else "RGB"
+    mode: Literal["RGB", "L"] = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
     if not image.has_transparency_data:
         return to_float(image.convert("RGB")), Original(path, mode)
     rgba = image.convert("RGBA")

@@ -71,6 +71,7 @@ class Folder:
         if not files:
             raise DataError(f"{path} holds no images; known kinds are {', '.join(sorted(_SUFFIXES))}")
         self.in_space = len(files) < 10
+        self.crops_move = False  # where all files are as large as a crop, there is one of each
         self.split: Split = split
         problems = [f"{file}: {problem}" for file in files if (problem := self._problem(file))]
         if problems:
@@ -102,11 +103,13 @@ class Folder:
                 f"{width}x{height} is too small{part}: crops are {self.size}x{self.size} "
                 f"after downscaling by {self.downscale}"
             )
+        if self.fit == "crop" and max(usable, height // self.downscale) > self.size:
+            self.crops_move = True
         return None
 
     def __len__(self) -> int:
-        """Number of files in the split; at least 256, so that a few large slides make a full pass."""
-        return max(len(self.files), 256)
+        """Number of files in the split; where crops move at least 256: a few slides make a full pass."""
+        return max(len(self.files), 256) if self.crops_move else len(self.files)
 
     def image(self, index: int, rng: np.random.Generator) -> Tensor:
         """A random crop (or the resized centre) of file `index`."""

@@ -116,7 +116,7 @@ def opened(file: Path, most: int = MOST_PIXELS) -> Iterator[Image.Image]:
         most: pixels. A small file may claim to hold many.
 
     Raises:
-        DataError: no file, unreadable, truncated, or of more pixels.
+        DataError: no file, unreadable, truncated, of more pixels, or of floating-point numbers.
     """
     if file.exists() and not file.is_file():
         raise DataError(f"{file}: unreadable (is no file)")  # a pipe would be waited for
@@ -129,6 +129,10 @@ def opened(file: Path, most: int = MOST_PIXELS) -> Iterator[Image.Image]:
                     raise DataError(
                         f"{file}: {image.width}x{image.height} is more than {most:,} pixels; "
                         "cut it into tiles, or raise max_pixels"
+                    )
+                if image.mode == "F":
+                    raise DataError(
+                        f"{file}: its pixels are floating-point numbers; save them as 8 or 16 bits"
                     )
                 yield image
     except DataError:

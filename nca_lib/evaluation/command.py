@@ -66,10 +66,10 @@ def _experiment(model: str, overrides: dict[str, Any]) -> Experiment:
     for key in overrides:
         if not key.startswith("data."):
             raise UsageError(f"--{key}: unknown argument; --data.KEY says where one's own images are")
-    recorded = weights.record(model)["experiment"]
+    recorded = Experiment.from_dict(weights.record(model)["experiment"]).to_dict()
     said = {key.removeprefix("data."): value for key, value in overrides.items()}
-    data = recorded.get("data", {}) | said
-    build = DATASETS.get(data.get("kind", ""))
+    data = recorded["data"] | said
+    build = DATASETS.get(data["kind"])
     place = {"path", "root"} & arguments_of(build).keys() if build else set()
     if not place <= said.keys():
         raise UsageError(

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
@@ -35,6 +34,7 @@ from nca_lib.evaluation.extractors.choose import default_extractors
 from nca_lib.evaluation.extractors.extractor import Extractor
 from nca_lib.evaluation.judges import Judge, judge_of
 from nca_lib.evaluation.metrics import KID_SUBSETS, NEIGHBOURS, Comparison, Measure
+from nca_lib.evaluation.real import RealImages, real_and_floor
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import write_atomically
 from nca_lib.memory import check_memory
@@ -86,49 +86,6 @@ class Pieces:
         if path:
             write_atomically(path, to_safetensors({key: value.contiguous() for key, value in fresh.items()}))
         return fresh
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """Real images `first` ... `first + count - 1` of a split; those of random crops go on without end."""
-
-    data: Images
-    split: Split
-    first: int
-    count: int
-    seed: int
-
-    def batch(self, start: int, count: int) -> Tensor:
-        """Some of them, (count, C, H, W)."""
-        indices = range(self.first + start, self.first + start + count)
-        return torch.stack([self.data.image(i % len(self.data), _rng(self.seed, i)) for i in indices])
-
-
-def _rng(seed: int, index: int) -> np.random.Generator:
-    return np.random.default_rng([seed, index, 3])
-
-
-def distinct(data: Images) -> float:
-    """How many different images a data set can give: its length, or infinitely many of random crops."""
-    crops = [data.image(0, _rng(0, i)) for i in range(4)]
-    return len(data) if all(torch.equal(crops[0], crop) for crop in crops) else float("inf")
-
-
-def real_and_floor(
-    splits: dict[Split, Images], protocol: EvaluationProtocol, count: int, seed: int
-) -> tuple[RealImages, RealImages]:
-    """The real images to compare with, and those that play the generated ones' part for the floor.
-
-    The floor's are the next `count` of the same split; where it has too few, the other split's first.
-    """
-    split = protocol.split
-    there = distinct(splits[split])
-    real = RealImages(splits[split], split, 0, int(min(count, there)), seed)
-    if there >= 2 * count:
-        return real, RealImages(splits[split], split, count, count, seed)
-    other: Split = "train" if split == "test" else "test"
-    rest = int(min(count, distinct(splits[other])))
-    return real, RealImages(splits[other], other, 0, rest, seed)
 
 
 def _check_counts(counts: dict[str, int], protocol: str, extractors: Sequence[Extractor]) -> None:
@@ -203,7 +160,7 @@ def evaluate(
         raise EvaluationError(f"seed is {seed}; from 0 to 2^63 - 1")
     rules = PROTOCOLS[protocol]
     count = rules.count if count is None else count
-    real, floor = real_and_floor({"train": train, "test": test}, rules, count, seed)
+    real, floor = real_and_floor({"train": train, "test": test}, rules.split, count, seed)
     counts = {"generated": count, "real": real.count, "floor": floor.count}
     extractors = extractors or default_extractors(min(counts.values()))
     _check_counts(counts, protocol, extractors)
@@ -359,21 +316,32 @@ def generator(
 ) -> Callable[[int, int], Tensor]:
     """`generate(first, count)` for a model, images of the size and channels of the data set `like`.
 
-    With `bf16` matrix products are done in that precision; the images are float32.
+    With `bf16` matrix products are done in that precision; the images are float32. A model that reads a
+    context is told, for image i, what lies behind the channels of the i-th image of `like`.
 
     Raises:
-        EvaluationError: an unknown sampler, or a model that draws no images.
+        EvaluationError: an unknown sampler, a model that draws no images, or one whose context is not in the
+            data.
     """
     if sampler not in SAMPLERS:
         raise EvaluationError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
     if not isinstance(model, Denoiser) and not hasattr(model, "sample"):
         raise EvaluationError(f"a {type(model).__name__} draws no images; a denoiser or a VNCA does")
     size, device = (like.size, like.size), next(model.parameters()).device
+    told = RealImages(like, "train", 0, len(like), seed) if _reads(model) else None
+    if told and told.whole(0, 1).shape[1] - like.channels != _reads(model):
+        raise EvaluationError(
+            f"this model reads {_reads(model)} channels of context, which its data do not hold; "
+            "a level of a cascade is evaluated as a part of it"
+        )
 
     def generate(first: int, count: int) -> Tensor:
+        asked = model
+        if told and isinstance(model, Denoiser):
+            asked = model.given(told.whole(first, count)[:, like.channels :].to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             images = sample(
-                model,
+                asked,
                 size,
                 count=count,
                 sampler=SAMPLERS[sampler],
@@ -384,6 +352,11 @@ def generator(
         return images.float()
 
     return generate
+
+
+def _reads(model: nn.Module) -> int:
+    """The channels of context that a model waits for; of a cascade none, for it makes its own."""
+    return getattr(model.network, "context_channels", 0) if type(model) is Denoiser else 0
 
 
 def _model_recipe(

@@ -34,6 +34,7 @@ from nca_lib.automaton import GrowingNCA, rollout
 from nca_lib.baselines import VNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import UsageError
+from nca_lib.experiments.kinds import DATASETS, arguments
 from nca_lib.experiments.settings import Experiment
 
 COUNTED = 4  # images in the step that is counted: few, for what is counted grows with their number
@@ -181,10 +182,12 @@ def _loss(model: nn.Module, experiment: Experiment) -> Tensor:
         steps = (growing.min_rollout + growing.max_rollout) // 2
         return rollout(model, model.seed(growing.size, COUNTED), steps).square().mean()
     assert isinstance(model, Denoiser | VNCA)
-    size = experiment.data.get("size", 64)
+    size = experiment.data.get("size", arguments(DATASETS[experiment.data["kind"]])["size"].default)
     images = torch.zeros(COUNTED, model.image_channels, size, size)
     if isinstance(model, VNCA):
         return model.loss(images)
+    if told := getattr(model.network, "context_channels", 0):
+        model = model.given(torch.zeros(COUNTED, told, size, size))
     return model.loss(images, torch.zeros(COUNTED, dtype=torch.long), images)
 
 

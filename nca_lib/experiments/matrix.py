@@ -77,12 +77,13 @@ def read(source: str | Path, minutes: float | None = None) -> Matrix:
         minutes: train each entry for this long instead of what its experiment says.
 
     Raises:
-        ExperimentError: no such matrix or base; an entry that is no experiment; two entries of one name.
+        ExperimentError: no such matrix or base; an entry that is no experiment, or whose model
+            draws no images; two entries of one name.
     """
     head, found = read_matrix(source)
     if minutes is not None:
         found = [[*layers, ("minutes", {"training": {"minutes": minutes}})] for layers in found]
-    entries = tuple(_entry(head["name"], layers) for layers in found)
+    entries = tuple(_entry(head, layers) for layers in found)
     repeated = {entry.name for entry in entries if [e.name for e in entries].count(entry.name) > 1}
     if repeated:
         raise ExperimentError(f"{source}: more than one entry is named {', '.join(sorted(repeated))}")
@@ -96,11 +97,18 @@ def read(source: str | Path, minutes: float | None = None) -> Matrix:
     return Matrix(head["name"], entries, evaluation)
 
 
-def _entry(matrix: str, layers: Sequence[Layer]) -> Experiment:
+def _entry(head: Mapping[str, Any], layers: Sequence[Layer]) -> Experiment:
     try:
-        return Experiment.from_layers(layers)
+        entry = Experiment.from_layers(layers)
+        if entry.model["kind"] == "growing-nca":
+            raise ExperimentError("a growing automaton draws no images to compare; train it by itself")
+        if head.get("evaluation") and entry.context.factor:
+            raise ExperimentError(
+                "a level that is told a coarser one draws nothing alone; evaluate its cascade"
+            )
     except ExperimentError as error:
-        raise ExperimentError(f"{matrix}/{merged(layers).get('name')}: {error}") from None
+        raise ExperimentError(f"{head['name']}/{merged(layers).get('name')}: {error}") from None
+    return entry
 
 
 def run(
@@ -181,6 +189,10 @@ def _refuse_other(place: Path, entry: Experiment) -> None:
 
 
 def _identity(row: Mapping[str, Any]) -> dict[str, Any]:
+    if missing := {"name", "matrix", "experiment"} - row.keys():
+        raise ExperimentError(
+            f"a row of the table has no {min(missing)!r}; --table names another kind of file"
+        )
     kept = {key: row.get(key) for key in ("matrix", "weights", "evaluation", "experiment")}
     # A row older than a setting was made with that setting's default.
     with suppress(ExperimentError):
@@ -224,6 +236,8 @@ def operations(model: nn.Module, size: int) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if isinstance(model, Denoiser):
             noisy = torch.zeros(1, model.image_channels, size, size, device=parameter.device)
+            if told := getattr(model.network, "context_channels", 0):
+                model = model.given(noisy.new_zeros(1, told, size, size))
             model.network(noisy, torch.full((1,), 0.5, device=parameter.device))
         else:
             sample(model, (size, size))
@@ -238,11 +252,11 @@ def rows(table: str | Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
-            row = json.loads(line) if line.strip() else None
-            if row is not None:
-                found.append(dict(row))
+            row = dict(json.loads(line)) if line.strip() else None
         except (ValueError, TypeError) as error:
             raise ExperimentError(f"{path}, line {number}: not a row of JSON; mend or delete it") from error
+        if row is not None:
+            found.append(row)
     return found
 
 

@@ -121,7 +121,7 @@ class Training:
     minutes: Annotated[float | None, Field(gt=0), Unset] = Field(
         default=None, description="stop by the clock instead, with the learning rate scaled to it"
     )
-    batch: int = Field(default=16, ge=1, description="images per step")
+    batch: int = Field(default=16, ge=1, le=1_000_000, description="images per step")
     optimizer: Literal["adam", "muon"] = Field(
         default="adam",
         description="adam as published; muon on kernels, adam on the rest, learns from fewer images",
@@ -198,8 +198,8 @@ SECTIONS: dict[str, Any] = {
 
 # A model's and a data set's plain numbers are counts and probabilities. Others say their range themselves.
 RANGES: dict[Any, Any] = {
-    int: Annotated[int, Field(ge=1)],
-    int | None: Annotated[int | None, Field(ge=1), Unset],
+    int: Annotated[int, Field(ge=1, le=2**28)],  # a product of two is still a number of 64 bits
+    int | None: Annotated[int | None, Field(ge=1, le=2**28), Unset],
     float: Annotated[float, Field(gt=0, le=1)],
 }
 

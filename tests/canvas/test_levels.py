@@ -12,7 +12,7 @@ from nca_lib import load, sample, weights
 from nca_lib.__main__ import main
 from nca_lib.canvas.outofcore import Canvas, Plan, create, run
 from nca_lib.data import files
-from nca_lib.errors import CanvasError
+from nca_lib.errors import CanvasError, DataError
 from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import SAMPLERS
 
@@ -128,3 +128,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
         with pytest.raises(CanvasError, match=word):
             create(tmp_path / "canvas", plan)
         assert not (tmp_path / "canvas").exists()
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="unreadable"):
+        create(tmp_path / "canvas", Plan(cascade, 40, 40, layout=str(tmp_path / "broken.png")))
+    assert not (tmp_path / "canvas").exists()

@@ -251,3 +251,16 @@ def test_what_is_not_local_or_draws_otherwise_is_left_as_it_is():
     vnca = torch.nn.Linear(1, 1)
     for model in (denoiser(norm="group"), denoiser(position=True), fourier, guided, vnca):
         assert in_bounded_memory(model, (2000, 2000)) is model
+
+
+def test_guidance_is_not_cut_up():
+    guided = Guided(denoiser(context_channels=2), torch.zeros(1, 2, 1, 1))
+    with pytest.raises(CanvasError, match="guidance cannot be cut up"):
+        TiledDenoiser(guided)
+
+
+@pytest.mark.parametrize("far", [2**32, -(2**32), 2**70, -(2**63) - 2**32])
+def test_the_plane_repeats_however_far_one_goes(far: int):
+    model = denoiser()
+    here = sample_region(model, -3, 5, 6, 7, steps=2)
+    assert torch.equal(sample_region(model, far - 3, 5 - far, 6, 7, steps=2), here)

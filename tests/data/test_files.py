@@ -55,6 +55,13 @@ def test_other_modes_keep_their_look(picture: Image.Image, as_mode: str, tmp_pat
     np.testing.assert_array_equal(np.array(back), np.array(Image.open(source).convert(as_mode)))
 
 
+def test_floating_point_pixels_whose_range_nobody_says_are_refused(tmp_path: Path) -> None:
+    ramp = Image.fromarray(np.linspace(0, 1, 35, dtype=np.float32).reshape(7, 5))
+    source = stored(ramp, tmp_path / "in.tif")
+    with pytest.raises(DataError, match=r"in\.tif: its pixels are floating-point numbers"):
+        read(source)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_opacity_is_kept_and_does_not_touch_the_colours(mode: str, tmp_path: Path) -> None:
     picture = RGBA.convert(mode)

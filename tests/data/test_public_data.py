@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections import Counter
@@ -51,6 +53,22 @@ def celeba(tmp_path: Path) -> Path:
         Image.new("RGB", (178, 218), (grey, grey, grey)).save(base / "img_align_celeba" / name)
     (base / "list_eval_partition.txt").write_text("".join(f"{name} {part}\n" for name, part in PARTS.items()))
     return base
+
+
+EXTRACTS_SLOWLY = """
+import time
+from nca_lib.data import celeba
+extract = celeba._extract
+celeba._extract = lambda base: (print("extracts", flush=True), time.sleep(1), extract(base))
+print(len(celeba.CelebA({root!r}, size=8)))
+"""
+
+
+def test_of_several_processes_one_extracts_and_all_read(zipped: Path) -> None:
+    line = [sys.executable, "-c", EXTRACTS_SLOWLY.format(root=str(zipped.parent))]
+    processes = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert sorted(said, key=len) == [["3"], ["extracts", "3"]]
 
 
 @pytest.fixture

@@ -14,17 +14,18 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from nca_lib.data.conditional import DigitsByClass
 from nca_lib.data.digits import Digits
+from nca_lib.data.folder import Folder
 from nca_lib.data.tissue import Tissue
 from nca_lib.evaluation.distortions import blurred, noisy
 from nca_lib.evaluation.evaluate import (
     PROTOCOLS,
     EvaluationError,
-    RealImages,
-    distinct,
     evaluate,
     evaluate_model,
     generator,
@@ -40,6 +41,7 @@ from nca_lib.evaluation.metrics import (
     measurements,
     through_jpeg,
 )
+from nca_lib.evaluation.real import RealImages, distinct, real_and_floor
 from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import SAMPLERS, sample
 
@@ -447,6 +449,25 @@ def test_random_crops_are_endless_and_files_are_not() -> None:
     assert distinct(Digits(8, "test")) == 297
 
 
+@pytest.mark.parametrize(("size", "fit"), [(8, "resize"), (12, "crop")])
+def test_few_pictures_that_are_turned_stay_few(size: int, fit: str, tmp_path: Path) -> None:
+    for n in range(20):
+        Image.fromarray(np.full((12, 12, 3), 10 * n, np.uint8)).save(tmp_path / f"{n}.png")
+    ramp = np.arange(432, dtype=np.uint8).reshape(12, 12, 3)
+    for n in range(20, 30):
+        Image.fromarray(ramp + n).save(tmp_path / f"{n}.png")
+    train, test = (Folder(str(tmp_path), size, fit=fit, split=split) for split in ("train", "test"))
+    real, floor = real_and_floor({"train": train, "test": test}, "test", 512, 0)
+    assert (distinct(test), distinct(train)) == (3, 27)
+    assert (real.split, real.count, floor.split, floor.count) == ("test", 3, "train", 27)
+
+
+def test_crops_that_move_are_endless(tmp_path: Path) -> None:
+    ramp = np.arange(3 * 30 * 40, dtype=np.uint32).reshape(30, 40, 3) % 251
+    Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "one.png")
+    assert distinct(Folder(str(tmp_path), 8)) == math.inf
+
+
 def test_the_digit_judge_reads_digits() -> None:
     judge = DigitJudge(32)
     held_out = Digits(32, "test")
@@ -514,6 +535,22 @@ def test_images_are_drawn_by_the_sampler_asked_for(name: str) -> None:
         for other, sampler in SAMPLERS.items()
     }
     assert [other for other, image in images.items() if torch.equal(image, drawn)] == [name]
+
+
+def test_what_is_asked_for_is_what_the_images_show() -> None:
+    torch.manual_seed(0)
+    options = {"kind": "diff-nca", "image_channels": 1, "channels": 16, "hidden": 16, "steps": 2}
+    options |= {"context_channels": 10, "zero_init": False}
+    told = {"name": "told", "model": options, "data": {"kind": "digits-by-class", "size": 8}}
+    model, data = Experiment.from_dict(told).build_model(), DigitsByClass(8)
+    shown = torch.stack([data.image(n, np.random.default_rng(0))[1:] for n in (3, 4)])
+    wanted = sample(model.given(shown), (8, 8), count=2, steps=3, seed=5, first_sample=3)
+    assert torch.equal(generator(model, data, "ddim", 3, 5)(3, 2), wanted)
+    assert not torch.equal(generator(model, data, "ddim", 3, 5)(4, 1), wanted[:1])
+    real = RealImages(data, "train", 0, 4, 0).batch(1, 2)
+    assert torch.equal(real[0], data.image(1, np.random.default_rng(0))[:1])
+    with pytest.raises(EvaluationError, match="10 channels of context, which its data do not hold"):
+        generator(model, Digits(8))
 
 
 def test_what_draws_no_images_is_refused() -> None:

@@ -77,11 +77,21 @@ def test_memory_is_what_is_held_at_once() -> None:
     assert meter.held == 2 * 4000
 
 
-@pytest.mark.parametrize("name", ["growing-grow", "digits-vnca", "digits-mlp"])
+@pytest.mark.parametrize(
+    "name", ["growing-grow", "digits-vnca", "digits-mlp", "digits-by-class", "tissue-full"]
+)
 def test_every_kind_of_model_is_counted(name: str) -> None:
     overrides = {"growing.min_rollout": 2, "growing.max_rollout": 2} if name == "growing-grow" else {}
     work = work_of(Experiment.read(name, overrides))
     assert min(work.operations, work.bytes, work.memory, work.parameters) > 0
+
+
+def test_a_size_that_nobody_says_is_the_datas() -> None:
+    model = {"kind": "diff-nca", "channels": 8, "hidden": 8, "steps": 1}
+    sizes = [{}, {"size": 8}, {"size": 16}]
+    said = [{"name": "x", "model": model, "data": {"kind": "digits"} | size} for size in sizes]
+    default, eight, sixteen = (work_of(Experiment.from_dict(each)).operations for each in said)
+    assert default == eight < sixteen
 
 
 UNIT = Device("a unit", 1e9, 1e9, 1e6, 0.0, 2.0, "made up")

@@ -369,6 +369,15 @@ def test_the_published_models_cost_what_is_published() -> None:
     assert cost[1] - cost[0] == pytest.approx(10.4e9, rel=0.02)
 
 
+def test_what_is_told_is_counted_as_its_channels() -> None:
+    torch.manual_seed(0)
+    told, untold = (
+        Denoiser(DiffNCA(24, 16, 2, context_channels=told), noise_schedule("cosine", 10), "v")
+        for told in (4, 0)
+    )
+    assert matrix.operations(told, 8) == matrix.operations(untold, 8) > 0
+
+
 WRONG = 'name = "x"\n[[entry]]\nname = "y"\n[evaluation]\n'
 
 
@@ -386,6 +395,11 @@ WRONG = 'name = "x"\n[[entry]]\nname = "y"\n[evaluation]\n'
         ('name = "x"\n[[entry]]\nname = "../y"\n', "x/../y: name: '../y' is no name"),
         ('name = "x"\n[[entry]]\nname = "y"\ntraining.batch = 0\n', "x/y: training.batch: 0 should be"),
         ('name = "x"\n[[entry]]\nbase = "nonsense"\n', "no experiment 'nonsense'"),
+        ('name = "x"\n[[entry]]\nbase = "growing-grow"\n', "x/growing-grow: a growing automaton draws no"),
+        (
+            'name = "x"\n[evaluation]\ncount = 9\n[[entry]]\nbase = "tissue-half"\n',
+            "x/tissue-half: a level that is told a coarser one draws nothing alone",
+        ),
         ('name = "x"\n[[entry]]\nname = "y"\nbase = "y"\n', "no experiment 'y'"),
         (
             'name = "x"\n' + '[[entry]]\nbase = "digits-mlp"\n' * 2,
@@ -420,3 +434,9 @@ def test_a_table_with_half_a_row_is_mended_and_garbage_is_named_by_line(tmp_path
     table.write_text('{"a": 1}\ngarbage\n{"c": 2}\n')
     with pytest.raises(ExperimentError, match="line 2: not a row of JSON"):
         matrix.rows(table)
+
+
+def test_a_file_of_other_lines_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n')
+    with pytest.raises(ExperimentError, match="a row of the table has no 'experiment'"):
+        matrix.run(matrix.read("digits"), tmp_path, tmp_path / "t.jsonl")

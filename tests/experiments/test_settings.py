@@ -103,6 +103,7 @@ def test_what_is_wrong_is_named(mapping: dict[str, Any], message: str) -> None:
         ("training.init_from", "", "at least 1 character"),
         ("training.teacher", "", "at least 1 character"),
         ("diffusion.timesteps", 1, "greater than or equal to 2"),
+        ("training.batch", 10**400, "less than or equal to 1000000"),
         ("growing.size", -3, "greater than or equal to 2"),
         ("growing.pool", 0, "greater than or equal to 1"),
         ("growing.min_rollout", 0, "greater than or equal to 1"),
@@ -113,6 +114,12 @@ def test_numbers_out_of_range_are_refused_by_key(key: str, value: float, message
     with pytest.raises(ExperimentError, match=rf"^{re.escape(f'{key}: {value!r}')} .*{message}") as caught:
         Experiment.from_dict(files.nested({"name": "x", key: value}))
     assert "\n" not in str(caught.value)
+
+
+def test_sizes_beyond_any_machine_are_refused_by_key() -> None:
+    said = {"name": "x", "model": {"kind": "diff-nca", "channels": 10**13}}
+    with pytest.raises(ExperimentError, match=r"^model\.channels: 10000000000000 .*equal to 268435456"):
+        Experiment.from_dict(said)
 
 
 @pytest.mark.parametrize("section", ["model", "data"])
@@ -197,7 +204,7 @@ def test_every_key_is_documented() -> None:
     assert {"training.steps", "diffusion.target", "growing.regime"} <= fields.keys()
     assert all(len(meaning) > 10 for _, meaning in fields.values())
     assert len({meaning for _, meaning in fields.values()}) == len(fields)
-    assert fields["training.batch"][0] == "int >= 1"
+    assert fields["training.batch"][0] == "int >= 1, <= 1000000"
     assert fields["training.ema"][0] == "float >= 0, < 1"
     assert fields["training.minutes"][0] == "float > 0 or none"
     assert fields["training.decay"][0] == "cosine or reference"
