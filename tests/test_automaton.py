@@ -37,6 +37,16 @@ def restless(**options: object) -> GrowingNCA:
     return automaton
 
 
+def raising(opacity: float) -> GrowingNCA:
+    """An automaton whose every step adds as much opacity to every cell, and changes nothing else."""
+    automaton = GrowingNCA(8, 16, update_probability=1.0)
+    with torch.no_grad():
+        automaton.widen.weight.zero_()
+        automaton.widen.bias.fill_(1.0)
+        automaton.narrow.weight[ALPHA] = opacity / 16
+    return automaton
+
+
 def test_a_block_stays() -> None:
     block = board("", " ##", " ##")
     assert torch.equal(life(block), block)
@@ -132,6 +142,26 @@ def test_a_pattern_that_turns_transparent_dies() -> None:
     state = torch.rand(1, 8, 6, 6)
     state[:, ALPHA] = 0.1
     assert torch.count_nonzero(GrowingNCA(8, 16)(state)) == 0
+
+
+@pytest.mark.parametrize(("opacity", "lives"), [(0.11, True), (0.09, False)])
+def test_cells_live_above_an_opacity_of_a_tenth(opacity: float, lives: bool) -> None:
+    state = torch.rand(1, 8, 6, 6)
+    state[:, ALPHA] = opacity
+    assert torch.equal(GrowingNCA(8, 16)(state), state if lives else torch.zeros_like(state))
+
+
+def test_cells_that_a_step_kills_are_empty_after_it() -> None:
+    state = torch.rand(1, 8, 6, 6)
+    state[:, ALPHA] = 1
+    assert torch.count_nonzero(raising(-1)(state)) == 0
+
+
+def test_cells_that_were_not_alive_before_a_step_are_empty_after_it() -> None:
+    automaton = raising(1)
+    near = torch.zeros(9, 9, dtype=torch.bool)
+    near[3:6, 3:6] = True
+    assert torch.equal(automaton(automaton.seed(9))[0, ALPHA] > 0, near)
 
 
 def test_cells_fire_with_the_probability_asked_for() -> None:

@@ -227,6 +227,34 @@ def test_the_elbo_is_below_the_log_likelihood() -> None:
     torch.testing.assert_close(model.elbo(images), exact)
 
 
+def test_the_elbo_is_the_likelihood_of_one_code_from_the_posterior_less_its_whole_divergence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, images = tiny(), LEVELS[torch.randint(0, 256, (3, 3, 8, 8))]
+    state, codes = torch.randn(3, 12, 8, 8, dtype=torch.float64), []
+    monkeypatch.setattr(model, "decode", lambda z: codes.append(z) or state)
+    mean, log_sigma = model.encode(images)
+    torch.manual_seed(0)
+    bound = model.elbo(images)
+    torch.manual_seed(0)
+    torch.testing.assert_close(codes[0], mean + log_sigma.exp() * torch.randn_like(mean))
+    divergence = kl_divergence(Normal(mean, log_sigma.exp()), Normal(0.0, 1.0)).sum(1)
+    torch.testing.assert_close(bound, model.log_likelihood(images, state) - divergence)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_logistic_is_narrower_than_a_log_scale_of_minus_7(channels: int) -> None:
+    model = tiny(image_channels=channels)
+    images = LEVELS[torch.randint(0, 256, (1, channels, 4, 4))]
+    state = torch.randn(1, 12, 4, 4, dtype=torch.float64)
+    likelihoods = []
+    for log_scale in (-6.0, -7.0, -9.0):
+        state[:, 2 : 3 * channels + 1 : 3] = log_scale
+        likelihoods.append(model.log_likelihood(images, state))
+    assert torch.equal(likelihoods[1], likelihoods[2])
+    assert not torch.equal(likelihoods[0], likelihoods[1])
+
+
 # VNCA: the automaton
 
 

@@ -10,13 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nca_lib.canvas import TiledDenoiser
-from nca_lib.cascade import Cascade, Guided, cascade_of, coarse_context
+from nca_lib.cascade import SEEDS, Cascade, Guided, cascade_of, coarse_context
 from nca_lib.diff_nca import DiffNCA
-from nca_lib.diffusion import Denoiser, Target, noise_schedule
-from nca_lib.editing import KnownPixels, LowResolution, inpaint, interpolate, reduce, upscale, vary
+from nca_lib.diffusion import Denoiser, Target, min_snr_weight, noise_schedule
+from nca_lib.editing import (
+    FromImage,
+    KnownPixels,
+    LowResolution,
+    inpaint,
+    interpolate,
+    reduce,
+    upscale,
+    vary,
+)
 from nca_lib.errors import EditingError, UsageError
 from nca_lib.fourier import FourierDiffNCA
-from nca_lib.samplers import SAMPLERS, sample
+from nca_lib.noise import CounterNoise, Purpose
+from nca_lib.samplers import SAMPLERS, Constraint, sample, timestep_array
 
 SCHEDULE = noise_schedule("cosine", 300)
 
@@ -134,6 +144,17 @@ def test_context_that_does_not_fit_is_refused_by_name(images: tuple[Tensor, ...]
         Denoiser(nn.Linear(1, 1), SCHEDULE).given(context)
 
 
+def test_a_denoiser_that_is_told_something_keeps_its_weighting() -> None:
+    torch.manual_seed(0)
+    cells, context = network(2, update_probability=1.0), torch.randn(2, 2, 6, 6)
+    clean, noise, t = torch.rand(2, 3, 6, 6), torch.randn(2, 3, 6, 6), torch.tensor([9, 9])
+    plain = Denoiser(cells, SCHEDULE, "v").given(context).loss(clean, t, noise)
+    weighted = Denoiser(cells, SCHEDULE, "v", "min_snr").given(context).loss(clean, t, noise)
+    ratio = float(min_snr_weight("v", SCHEDULE, t)[0])
+    assert ratio < 0.5
+    assert float(weighted) == pytest.approx(ratio * float(plain), rel=1e-5)
+
+
 # From coarse to fine
 
 
@@ -175,6 +196,16 @@ def test_the_layout_is_a_sample_of_the_coarsest_model() -> None:
     torch.testing.assert_close(one, F.interpolate(drawn, scale_factor=4, mode="bilinear"), atol=1e-5, rtol=0)
 
 
+def test_the_model_below_fires_as_the_cascade_is_told_to() -> None:
+    below = level(0)
+    told = Cascade(below, Denoiser(Repeats(), SCHEDULE, "x0"), 4, noise=0)
+    image = sample(told, (32, 24), steps=2, seed=3, firing="expected")
+    drawn = sample(below, (8, 6), steps=2, seed=3 + SEEDS, firing="expected")
+    assert not torch.allclose(drawn, sample(below, (8, 6), steps=2, seed=3 + SEEDS), atol=1e-2)
+    wanted = F.interpolate(drawn, scale_factor=4, mode="bilinear")
+    torch.testing.assert_close(image, wanted, atol=1e-5, rtol=0)
+
+
 def test_a_cascade_draws_an_image_the_same_alone_in_a_batch_and_in_tiles() -> None:
     model = cascade()
     both = sample(model, (41, 52), count=2, steps=3, seed=4)
@@ -191,6 +222,16 @@ def test_noise_in_the_coarse_image_has_the_variance_that_cells_are_told() -> Non
     assert told[:, :3].var().item() == pytest.approx(1, abs=0.02)
     assert (told[:, :3] * coarse).mean().item() == pytest.approx(0.8, abs=0.02)
     assert (told[:, :3] - 0.8 * coarse).std().item() == pytest.approx(0.6, abs=0.01)
+
+
+def test_noise_in_the_coarse_image_is_independent_of_the_noise_that_drawing_starts_from() -> None:
+    model, source = Cascade(level(0), level(4), 1, noise=0.6), CounterNoise(5)
+    told = model.context_of(torch.zeros(1, 3, 64, 64), source, (64, 64))[:, :3]
+    start = source.normal(torch.empty(1, 3, 64, 64), Purpose.START, 0)
+    assert float(told.std()) == pytest.approx(0.6, abs=0.03)
+    assert abs(float((told * start).mean())) < 5 * 0.6 / told.numel() ** 0.5
+    expected = 0.6 * source.normal(torch.empty(1, 3, 64, 64), Purpose.CONTEXT, 0)
+    torch.testing.assert_close(told, expected)
 
 
 class Asked(Denoiser):
@@ -222,6 +263,23 @@ def test_edits_reach_the_coarser_levels() -> None:
     torch.testing.assert_close(vary(model, image, 0.01, steps=5), blocks, atol=0.3, rtol=0)
     with pytest.raises(EditingError, match="factor is 3; a level of this cascade is 4 times coarser"):
         upscale(model, small, 3, steps=4)
+
+
+BLANK = torch.zeros(1, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        KnownPixels(BLANK, BLANK == 0, "repaint", jump=2, repeats=3),
+        KnownPixels(BLANK, BLANK == 0, "published", jump=2, repeats=3),
+        FromImage(BLANK, 0.2, 300),
+    ],
+    ids=["repaint", "published", "from an image"],
+)
+def test_an_edit_goes_the_same_way_at_a_coarser_level(edit: Constraint) -> None:
+    visited = timestep_array(300, 10)
+    assert edit.coarser(2).path(visited) == edit.path(visited)
 
 
 def test_reducing_fills_the_last_blocks_with_the_last_pixels() -> None:
@@ -281,6 +339,14 @@ def test_guidance_of_an_automaton_samples_as_told_at_1_and_untold_at_0() -> None
         torch.testing.assert_close(
             sample(Guided(model, context, strength), (10, 12), count=2, steps=4), wanted
         )
+
+
+def test_each_guided_image_has_its_own_timestep() -> None:
+    model = Denoiser(network(2, update_probability=1.0), SCHEDULE, "v")
+    noisy, context, t = torch.randn(2, 3, 6, 6), torch.randn(2, 2, 6, 6), torch.tensor([30, 200])
+    told, untold = model.given(context)(noisy, t), model.given(0 * context)(noisy, t)
+    guided = Guided(model, context, 3.0)(noisy, t)
+    torch.testing.assert_close(guided, untold + 3 * (told - untold), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("firing", ["fresh", "fixed", "expected"])

@@ -269,12 +269,14 @@ def test_the_weighting_multiplies_each_images_error() -> None:
     assert only_last == pytest.approx(float(mse_l1(prediction[2:], target[2:])))
 
 
-def test_a_min_snr_denoiser_uses_its_weights() -> None:
+@pytest.mark.parametrize("taught", [False, True])
+def test_a_min_snr_denoiser_uses_its_weights(taught: bool) -> None:
     schedule = noise_schedule("cosine", 100)
     network = MLP(4)
     clean, noise, t = torch.randn(2, 1, 4, 4), torch.randn(2, 1, 4, 4), torch.tensor([3, 3])
-    plain = Denoiser(network, schedule, "epsilon").loss(clean, t, noise)
-    weighted = Denoiser(network, schedule, "epsilon", "min_snr").loss(clean, t, noise)
+    teacher = Denoiser(MLP(4), schedule) if taught else None
+    plain = Denoiser(network, schedule, "epsilon").loss(clean, t, noise, teacher)
+    weighted = Denoiser(network, schedule, "epsilon", "min_snr").loss(clean, t, noise, teacher)
     ratio = float(min_snr_weight("epsilon", schedule, t)[0])
-    assert ratio < 0.5
+    assert ratio < 0.5 and plain > 0
     assert weighted.item() == pytest.approx(ratio * plain.item(), rel=1e-5)

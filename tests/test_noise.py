@@ -95,6 +95,14 @@ def test_a_tile_may_begin_left_of_and_above_the_canvas() -> None:
     assert torch.equal(halo[:, :, 2:, 3:], inside)
 
 
+def test_a_part_of_what_wraps_wraps_after_as_many_cells() -> None:
+    torus = CounterNoise(7, period=(8, 9))
+    whole = torus.uniform(torch.empty(1, 3, 8, 9), Purpose.FIRING, 0, 0)
+    part = torus.at(5, 3).uniform(torch.empty(1, 3, 6, 10), Purpose.FIRING, 0, 0)
+    y, x = torch.arange(5, 11) % 8, torch.arange(3, 13) % 9
+    assert torch.equal(part, whole[:, :, y][..., x])
+
+
 def test_a_later_batch_continues_the_samples_of_a_larger_one() -> None:
     whole = CounterNoise(1).normal(torch.empty(5, 3, 4, 4), Purpose.START, 0)
     later = CounterNoise(1, first_sample=3).normal(torch.empty(2, 3, 4, 4), Purpose.START, 0)

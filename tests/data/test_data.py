@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.functional import avg_pool2d
 
 from nca_lib.data.digits import Digits
 from nca_lib.data.folder import Folder, _Pictures, _read, _to_float
-from nca_lib.data.images import MOST_PIXELS, DataError, Stream, random_crop
+from nca_lib.data.images import MOST_PIXELS, DataError, Stream, random_crop, turned
 from nca_lib.data.tissue import Tissue
 from nca_lib.experiments.growing import picture
 
@@ -137,6 +138,21 @@ def test_crops_reach_every_corner() -> None:
     assert seen == {float(5 * y + x) for y in range(3) for x in range(4)}
 
 
+class Last:
+    """A generator that always draws the largest number."""
+
+    def integers(self, count: int) -> int:
+        return count - 1
+
+
+def test_crops_of_the_tissue_reach_the_last_of_its_corners() -> None:
+    data = Tissue(64, downscale=2)
+    last: Any = Last()
+    top, left = data.corners[-1]
+    crop = data.photo[:, top : top + 64, left : left + 64]
+    assert torch.equal(data.image(0, last), turned(crop, last, 8))
+
+
 def test_a_crop_larger_than_the_tissue_is_refused() -> None:
     with pytest.raises(DataError, match=r"size is 257.*test part.*blocks are 128 pixels wide"):
         Tissue(size=257, split="test")
@@ -215,23 +231,40 @@ def test_an_item_of_the_stream_depends_on_the_seed_and_its_number_only() -> None
     assert not torch.equal(forwards[0], forwards[1])
 
 
+class Numbers:
+    """Images that are two numbers: which image it is, and one drawn for its crop."""
+
+    channels, size = 1, 1
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def image(self, index: int, rng: np.random.Generator) -> Tensor:
+        return torch.tensor([index, rng.random()], dtype=torch.float64)
+
+    def fingerprint(self) -> str:
+        return ""
+
+
 def test_each_pass_of_the_stream_visits_every_image_once_in_a_new_order() -> None:
-    class Numbers:
-        channels, size = 1, 1
-
-        def __len__(self) -> int:
-            return 7
-
-        def image(self, index: int, rng: np.random.Generator) -> Tensor:
-            return torch.tensor(index)
-
-        def fingerprint(self) -> str:
-            return ""
-
-    stream = Stream(Numbers(), seed=0)
-    passes = [[int(stream[7 * epoch + n]) for n in range(7)] for epoch in range(4)]
+    stream = Stream(Numbers(7), seed=0)
+    passes = [[int(stream[7 * epoch + n][0]) for n in range(7)] for epoch in range(4)]
     assert all(sorted(order) == list(range(7)) for order in passes)
     assert len({tuple(order) for order in passes}) > 1
+
+
+def test_each_pass_of_the_stream_takes_other_crops() -> None:
+    stream = Stream(Numbers(3), seed=0)
+    assert len({float(stream[n][1]) for n in range(30)}) == 30
+
+
+def test_the_order_of_a_pass_depends_on_the_seed() -> None:
+    streams = [Stream(Numbers(20), seed) for seed in (0, 1)]
+    one, other = ([int(stream[n][0]) for n in range(20)] for stream in streams)
+    assert one != other
 
 
 # Folder
@@ -281,6 +314,17 @@ def test_downscaling_averages_squares(folder: Path) -> None:
     for n in range(5):
         crop = Folder(str(folder), 8, downscale=2, orientations=1).image(0, rng(n))
         assert torch.isclose(halves, crop[:, None, None], atol=1e-6).all(dim=(0, 3, 4)).sum() == 1
+
+
+def test_crops_of_a_file_reach_its_last_row_and_column(folder: Path) -> None:
+    y, x = np.mgrid[:6, :7]
+    ramps = Image.fromarray(np.stack([20 * x, 20 * y, 0 * x], axis=2).astype(np.uint8))
+    for n in range(10):
+        ramps.save(folder / f"{n}.png")
+    data = Folder(str(folder), size=5, orientations=1)
+    levels = [(data.image(0, rng(seed))[:2, 0, 0] + 1) * 127.5 for seed in range(60)]
+    corners = {tuple((level / 20).round().int().tolist()) for level in levels}
+    assert corners == {(left, top) for left in range(3) for top in range(2)}
 
 
 def test_resizing_keeps_the_centre_and_the_aspect(folder: Path) -> None:

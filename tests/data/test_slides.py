@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from nca_lib.canvas.formats import write_pyramid, write_tiff
-from nca_lib.data import DataError
+from nca_lib.data import DataError, slides
 from nca_lib.data.slides import Slides, _open
 from nca_lib.experiments.settings import Experiment
 
@@ -70,6 +71,38 @@ def test_crops_lie_on_tissue(tmp_path):
         Slides(str(tmp_path), size=16, mpp=0.5, split="test")
 
 
+class Glass:
+    """A slide of 400x300 pixels at 0.5 micrometres, all tissue; `read` is what was last read of it."""
+
+    dimensions, level_downsamples, properties = (400, 300), (1.0,), {"openslide.mpp-x": "0.5"}
+
+    def get_thumbnail(self, size):
+        return Image.new("RGB", (40, 30), "red")
+
+    def get_best_level_for_downsample(self, reduction):
+        return 0
+
+    def read_region(self, corner, level, size):
+        self.read = (*corner, *size)
+        return Image.new("RGB", size)
+
+
+def test_crops_lie_around_centres_of_overview_pixels_and_within_their_part_of_the_slide(
+    tmp_path, monkeypatch
+):
+    glass = Glass()
+    monkeypatch.setattr(slides, "_open", lambda file: glass)
+    (tmp_path / "a.tiff").touch()
+    data = Slides(str(tmp_path), size=32, mpp=1.0)
+    (centres,) = data.centres
+    # A pixel of the overview is ten of the slide. A crop reaches 32 of these, of 300 by 300 for training.
+    assert centres.min(0).tolist() == [35, 35]
+    assert centres.max(0).tolist() == [265, 265]
+    for x, y in centres[::31]:
+        data._crop(glass, np.array([x, y]))
+        assert glass.read == (x - 32, y - 32, 64, 64)
+
+
 def test_no_patient_is_in_both_splits(tmp_path):
     for name in ("p1/a", "p1/b", "p2/a", "p3"):
         slide(tmp_path / f"{name}.tiff")
@@ -113,7 +146,7 @@ def damage(path, level):
 def test_a_slide_that_is_damaged_within_or_has_gone_is_named(tmp_path, library):
     file = tmp_path / "a.tiff"
     slide(file)
-    slides, rng = Slides(str(tmp_path), mpp=0.5, size=16), np.random.default_rng(0)
+    data, rng = Slides(str(tmp_path), mpp=0.5, size=16), np.random.default_rng(0)
     damage(file, level=0)
     _open.cache_clear()
     with pytest.raises(DataError, match=r"1 of 1 slides cannot be used:\n.*a.tiff: unreadable"):
@@ -122,7 +155,7 @@ def test_a_slide_that_is_damaged_within_or_has_gone_is_named(tmp_path, library):
         harm()
         _open.cache_clear()
         with pytest.raises(DataError, match=r"a.tiff: unreadable \("):
-            slides.image(0, rng)
+            data.image(0, rng)
 
 
 def test_an_experiment_names_them(tmp_path):

@@ -86,15 +86,6 @@ def test_a_distance_far_below_the_numbers_is_exact() -> None:
     assert float(nearest_images(patch, [patch.flip(3) + 1e-4, photo[None, :, 20:36, 3:19]]).distance) < 2e-4
 
 
-def test_only_what_is_allowed_is_found() -> None:
-    photo = random(3, 60, 60)
-    allowed = torch.ones(53, 53, dtype=torch.bool)
-    allowed[20, 30] = False
-    found = nearest_patches(photo[None, :, 20:28, 30:38], photo, allowed)
-    assert found.place.tolist() != [[20, 30]]
-    assert float(found.distance) > 0.1
-
-
 def test_what_is_there_twice_was_not_copied_from_one_place() -> None:
     photo = random(3, 30, 30)
     photo[:, 20:28, 20:28] = photo[:, 2:10, 3:11]
@@ -142,6 +133,16 @@ def test_the_tail_sees_a_few_copies_among_many_samples() -> None:
     assert few.nearer < 0.58
     assert few.tail == pytest.approx(0.1 + 0.9 * 0.05, abs=0.03) and few.tail_interval[0] > 0.1
     assert none.tail_interval[0] < 0.05 < none.tail_interval[1]
+
+
+def test_the_tail_reaches_to_the_last_of_the_nearest_5_percent() -> None:
+    held_out = torch.arange(1.0, 41)  # the nearest 5% are 1 and 2
+    assert compare(torch.tensor([1.0, 2.0, 3.0, 30.0]), held_out).tail == 0.5
+
+
+def test_an_interval_of_a_fraction_is_as_wide_as_95_percent_of_the_binomial() -> None:
+    low, high = compare((torch.arange(100) % 2).double(), torch.tensor([0.5])).nearer_interval
+    assert high - low == pytest.approx(2 * 1.96 * 0.05, abs=0.025)  # half of 100: a deviation of 0.05
 
 
 def test_95_percent_intervals_hold_the_truth_about_as_often() -> None:

@@ -153,6 +153,15 @@ def test_kernel_distance_of_equal_distributions_is_zero_on_average() -> None:
     assert found.min() < 0 < found.max()
 
 
+def test_the_subsets_of_the_kernel_distance_are_drawn_from_the_seed_alone() -> None:
+    x, y = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0))
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        found.append(comparison(x, y, 50)["kernel_distance"])
+    assert found[0] == found[1]
+
+
 def precision_recall(real: Tensor, other: Tensor) -> tuple[float, float]:
     metric = PrecisionRecall()
     for part in real.split(40):
@@ -181,6 +190,11 @@ def test_precision_and_recall_by_hand() -> None:
     assert precision_recall(real, other) == (0.5, 1)
 
 
+def test_copies_lie_within_balls_of_radius_0() -> None:
+    twofold = torch.tensor([[0.0]] * 4 + [[5.0]] * 4)
+    assert precision_recall(twofold, twofold[:4]) == (1, 0.5)
+
+
 def test_a_wave_has_its_power_at_its_own_radius() -> None:
     x = torch.arange(32) / 32
     wave = torch.cos(2 * math.pi * (3 * x[:, None] + 4 * x)).expand(1, 1, 32, 32)
@@ -204,6 +218,18 @@ def test_spectrum_distance_of_scaled_images_is_the_gain() -> None:
         metric.update(log_spectra(part), real=True)
     metric.update(log_spectra(images * 2), real=False)
     assert metric.compute() == pytest.approx(20 * math.log10(2), rel=1e-3)  # every radius, every image
+
+
+def test_spectrum_distance_counts_the_difference_of_deviations() -> None:
+    metric = SpectrumDistance(1)
+    metric.update(torch.tensor([[-1.0], [1.0]]), real=True)
+    metric.update(torch.tensor([[-1.5], [4.5]]), real=False)  # a mean of 1.5, a deviation of 3
+    assert metric.compute() == pytest.approx(math.hypot(1.5, 2))
+
+
+def test_a_spectrum_is_the_mean_over_channels() -> None:
+    wave = torch.cos(2 * math.pi * 3 * torch.arange(16) / 16).expand(1, 1, 16, 16)
+    torch.testing.assert_close(log_spectra(wave.expand(1, 3, 16, 16)), log_spectra(wave))
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +280,32 @@ def test_the_recipe_says_how_the_numbers_were_made() -> None:
     assert set(result["metrics"]["extractors"]["quadrants"]) == {
         "frechet_distance", "kernel_distance", "kernel_distance_std", "precision", "recall"
     }  # fmt: skip
+
+
+class Few(Waves):
+    """Too few held-out images for a floor of their own, which is then of training images."""
+
+    def __len__(self) -> int:
+        return 120
+
+
+class BrightnessJudge:
+    name, columns = "brightness", 1
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3))[:, None]
+
+    def summary(self, means: Tensor) -> dict[str, Any]:
+        return {"mean": float(means)}
+
+
+def test_held_out_images_are_judged_beside_the_generated_ones() -> None:
+    test = Few(1)
+    found = evaluate(new_waves, TRAIN, test, extractors=[Quadrants()], count=120, judge=BrightnessJudge())
+    assert found["recipe"]["floor"]["split"] == "train"
+    held_out = torch.stack([test.image(i, NEITHER) for i in range(120)])
+    for part, images in (("floor", held_out), ("metrics", new_waves(0, 120))):
+        assert found[part]["brightness"]["mean"] == pytest.approx(float(images.mean()), abs=1e-3)
 
 
 class Projection(Extractor):
@@ -442,6 +494,12 @@ def test_the_reference_protocol_reads_transposed_jpegs() -> None:
     last = to_pixels(new_waves(0, 60))
     assert torch.equal(shown[-1], torch.stack([through_jpeg(image) for image in last]).transpose(2, 3))
     assert not torch.equal(shown[-1].transpose(2, 3), last)
+
+
+def test_crops_of_real_images_depend_on_the_seed() -> None:
+    data = Tissue(8, split="test")
+    one, other = (RealImages(data, "test", 0, 4, seed).batch(0, 4) for seed in (0, 1))
+    assert not torch.equal(one, other)
 
 
 def test_random_crops_are_endless_and_files_are_not() -> None:

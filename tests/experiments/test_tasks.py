@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from nca_lib.data.conditional import DigitsByClass, FacesByAttributes, attribute_planes
 from nca_lib.data.faces import GLASSES, HAIR_COLOURS, SKINS, Faces
+from nca_lib.diffusion import Denoiser
 from nca_lib.errors import DataError
 from nca_lib.experiments import growing as growing_module
 from nca_lib.experiments.growing import GrowingTask
@@ -64,6 +65,27 @@ def test_evaluations_and_previews_repeat_and_leave_the_random_state_alone(experi
     images = seen[0]
     assert len(images) == 8
     assert 0 <= images.min() < images.max() <= 1
+
+
+def test_the_held_out_loss_is_of_held_out_images_at_timesteps_from_all_strata(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task, shown, asked = DiffusionTask(BY_CLASS, CPU), [], []
+
+    def remember(model: Denoiser, clean: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        shown.append(clean)
+        asked.append(t)
+        return clean.sum()
+
+    monkeypatch.setattr(Denoiser, "loss", remember)
+    task.evaluate(task.model)
+    assert isinstance(task.data, DigitsByClass) and isinstance(task.held_out, DigitsByClass)
+    held_out, training = (
+        (torch.cat(shown)[:, None] == data.images).flatten(2).all(2).any(1)
+        for data in (task.held_out, task.data)
+    )
+    assert held_out.all() and not training.any()
+    assert torch.equal(torch.cat(asked).sort().values, torch.arange(512) * 30 // 512)
 
 
 def test_each_batch_has_a_timestep_from_every_stratum_and_all_timesteps_come(

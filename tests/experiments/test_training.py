@@ -158,6 +158,17 @@ def test_progress_is_reported_by_moving_averages(tmp_path: Path) -> None:
     assert run.images_per_second == pytest.approx(0.98 * 3 + 0.02 * 12)
 
 
+@pytest.mark.parametrize(("step", "seconds", "over"), [(1, 1800.0, 0.5), (8, 1800.0, 0.8), (10, 0.0, 1.0)])
+def test_a_run_is_over_by_its_clock_or_its_steps_whichever_is_first(
+    tmp_path: Path, step: int, seconds: float, over: float
+) -> None:
+    nothing: Any = None
+    task: Any = SimpleNamespace(model=nn.Linear(1, 1))
+    run = Run(diffusing(steps=10, minutes=60), tmp_path, task, nothing, nothing, torch.device("cpu"))
+    run.step, run.seconds = step, seconds
+    assert run.progress() == over
+
+
 def test_a_run_uses_the_best_device_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "best_device", lambda: torch.device("cpu"))
     train(diffusing(steps=1), tmp_path, progress=False)
@@ -275,6 +286,14 @@ def test_adam_is_given_clipped_gradients_and_the_rates_asked_for(
     for gradient, moment in zip(gradients, moments, strict=True):
         expected = (1 - beta2) * gradient**2
         torch.testing.assert_close(moment["exp_avg_sq"], expected, atol=0, rtol=1e-4)
+
+
+def test_muon_and_adam_have_rates_of_their_own(tmp_path: Path) -> None:
+    rates = {"learning_rate": 0.01, "muon_learning_rate": 0.03}
+    experiment = diffusing(optimizer="muon", steps=1, warmup=5, **rates)
+    train(experiment, tmp_path, device="cpu", progress=False)
+    used = [optimizer["param_groups"][0]["lr"] for optimizer in checkpoint(tmp_path)["optimizers"]]
+    assert used == pytest.approx([0.03 / 5, 0.01 / 5])
 
 
 def test_gradients_below_the_norm_are_not_clipped(tmp_path: Path) -> None:
