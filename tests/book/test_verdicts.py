@@ -4,8 +4,10 @@ import math
 from importlib import resources
 from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,17 @@ from skimage.color import rgb2gray
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 
 from nca_lib.experiments import matrix
-from nca_lib.experiments.comparison import Cost, at, cost, curve, distance, models, rows
+from nca_lib.experiments.comparison import (
+    Cost,
+    at,
+    cost,
+    curve,
+    distance,
+    models,
+    pooled_deviation,
+    rows,
+    t95,
+)
 
 EYES = ("nca-features-1", "efficientnet-lite0-block-7")
 TABLE = rows("shipped")
@@ -92,6 +104,7 @@ def test_the_extractors_quarrel_about_tissue() -> None:
     row = final("tissue-diff-nca")
     assert distance(row, EYES[0]) < distance(final("faces-fourier"), EYES[0])
     for name in models("tissue"):
+        assert distance(final(name), EYES[0]) < calibration(EYES[0], "tissue")["glued"]
         assert distance(final(name), EYES[1]) > calibration(EYES[1], "tissue")["glued"]
     ours, theirs = (calibration(eye, "tissue")["curves"]["noise"][1] for eye in EYES)
     assert ours < 3 and theirs > max(calibration(EYES[1], "tissue")["curves"]["colour"])
@@ -136,6 +149,47 @@ def test_every_rate_of_muon_beats_every_rate_of_adam_and_plain_weights_learn_mor
     assert losses["plain-weights-adam-1.6e-3"] < losses["fourier-adam-1.6e-3"]
     for more, less in product(("batch-8",), ("fourier", "batch-32")):
         assert best[more] < best[less]
+
+
+def trials(eye: str) -> dict[str, tuple[float, float]]:
+    """Of each ablation: the change of its distance, and how far luck goes."""
+    found = {
+        name.removeprefix("digits-"): [distance(row, eye) for row in group]
+        for name, group in models("ablations").items()
+    }
+    deviation, freedom = pooled_deviation(list(found.values()))
+    start = found.pop("reference")
+    reach = t95(freedom) * deviation
+    return {
+        name: (mean(values) - mean(start), reach * (1 / len(start) + 1 / len(values)) ** 0.5)
+        for name, values in found.items()
+    }
+
+
+def test_improved_is_what_wins_by_both_extractors_and_wins_by_more() -> None:
+    found = [trials(eye) for eye in EYES]
+    wins = {name for name in found[0] if all(changes[name][0] < -changes[name][1] for changes in found)}
+    assert wins == {"optimizer", "schedule", "improved"}
+    for changes in found:
+        assert changes["improved"][0] < min(changes["optimizer"][0], changes["schedule"][0])
+
+
+def test_min_snr_leaves_grain_that_one_extractor_minds() -> None:
+    ours, other = (trials(eye)["weighting"] for eye in EYES)
+    start = mean([distance(row, EYES[1]) for row in models("ablations")["digits-reference"]])
+    assert abs(ours[0]) < 2 * ours[1]
+    assert 1.5 < other[0] / start < 3  # "three times as far"
+    grain = {}
+    for name in ("digits-reference", "digits-weighting"):
+        grids = [
+            plt.imread(Path(matrix.__file__).parent / "results" / f"{row['name']}.png")[1:, 1:, 0]
+            for row in models("ablations")[name]
+        ]
+        tiles = np.stack([grid[17 * y :, 17 * x :][:16, :16] for grid in grids for y, x in np.ndindex(4, 8)])
+        rim = np.ones((16, 16), bool)
+        rim[1:-1, 1:-1] = False
+        grain[name] = (tiles[:, rim] > 2 / 255).mean()
+    assert 7 < grain["digits-weighting"] / grain["digits-reference"] < 14  # "ten times as many"
 
 
 @pytest.mark.parametrize("eye", EYES)
