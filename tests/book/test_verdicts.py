@@ -172,6 +172,9 @@ def test_improved_is_what_wins_by_both_extractors_and_wins_by_more() -> None:
     assert wins == {"optimizer", "schedule", "improved"}
     for changes in found:
         assert changes["improved"][0] < min(changes["optimizer"][0], changes["schedule"][0])
+    quarter, other, half = (math.exp(found[1][name][0]) for name in ("optimizer", "schedule", "improved"))
+    assert min(quarter, other) > 0.7 and max(quarter, other) < 0.8
+    assert half < 0.5
 
 
 def test_min_snr_leaves_grain_that_one_extractor_minds() -> None:
@@ -181,7 +184,7 @@ def test_min_snr_leaves_grain_that_one_extractor_minds() -> None:
     grain = {}
     for name in ("digits-reference", "digits-weighting"):
         grids = [
-            plt.imread(Path(matrix.__file__).parent / "results" / f"{row['name']}.png")[1:, 1:, 0]
+            plt.imread(Path(matrix.__file__).parent / "results" / f"{row['name']}.png")[1:, 1:]
             for row in models("ablations")[name]
         ]
         tiles = np.stack([grid[17 * y :, 17 * x :][:16, :16] for grid in grids for y, x in np.ndindex(4, 8)])
