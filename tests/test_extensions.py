@@ -54,7 +54,7 @@ def test_a_name_is_found_where_it_is_defined() -> None:
 
 def test_settings_show_their_values_and_meanings() -> None:
     lines = nca_reference.settings(Training)
-    assert "    batch (int >= 1): images per step" in lines
+    assert "    batch (int >= 1, <= 1000000): images per step" in lines
     assert len(lines) == len(Training.__pydantic_fields__)
 
 
