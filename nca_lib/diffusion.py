@@ -227,6 +227,11 @@ class Denoiser(nn.Module):
         """Channels of the images."""
         return cast(int, self.network.image_channels)
 
+    @property
+    def context_channels(self) -> int:
+        """Channels of the context that the network reads, see [`given`][nca_lib.diffusion.Denoiser.given]."""
+        return cast(int, getattr(self.network, "context_channels", 0))
+
     def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
         """The clean estimate: the image under `noisy`, as the network sees it; shaped like `noisy`.
 

@@ -292,13 +292,19 @@ def test_evaluations_that_would_mean_nothing_are_refused(capsys: pytest.CaptureF
     assert "50 generated images are too few" in capsys.readouterr().err
     assert main(["evaluate", "growing-grow"]) == 2
     assert "GrowingNCA" in capsys.readouterr().err
-    record = weights.record("digits-mlp") | {"experiment": {"name": "x", "data": 3}}
-    torch.manual_seed(0)
-    weights.save(weights.load("digits-mlp"), "stranger.safetensors", record)
-    assert main(["evaluate", "stranger.safetensors"]) == 2
-    assert "data" in capsys.readouterr().err
     assert main(["evaluate", "digits-mlp", "--inception", "nowhere.pth"]) == 2
     assert "nowhere.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", [3, {"kind": ["digits"]}])
+def test_a_record_whose_data_are_none_is_refused(
+    data: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "stranger.safetensors")
+    weights.save(weights.load("digits-mlp"), path, {"experiment": {"name": "x", "data": data}})
+    assert main(["evaluate", path]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("nca_lib evaluate: data")
 
 
 @pytest.fixture

@@ -52,16 +52,17 @@ class CelebA:
     def __init__(self, root: str = "data", size: int = 64, download: bool = False, split: Split = "train"):
         self.size = size
         base = Path(root).expanduser() / "celeba"  # where torchvision keeps it
+        lock = base.with_name(
+            ".celeba.lock"
+        )  # of several processes one downloads and extracts, all others wait
         if download and _missing(base):
-            with locked(
-                base.with_name(".celeba.lock"), wait=True
-            ):  # of several processes the first one does it
+            with locked(lock, wait=True):
                 _download(base)
         missing = _missing(base)
         if missing:
             raise DataError(f"{base} lacks {' and '.join(missing)}. {_how_to_get(base)}")
         if not (base / _FOLDER).is_dir():
-            with locked(base.with_name(".celeba.lock"), wait=True):
+            with locked(lock, wait=True):
                 if not (base / _FOLDER).is_dir():
                     _extract(base)
         partition = _read_partition(base / _PARTITION)

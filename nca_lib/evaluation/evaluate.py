@@ -356,7 +356,7 @@ def generator(
 
 def _reads(model: nn.Module) -> int:
     """The channels of context that a model waits for; of a cascade none, for it makes its own."""
-    return getattr(model.network, "context_channels", 0) if type(model) is Denoiser else 0
+    return model.context_channels if type(model) is Denoiser else 0
 
 
 def _model_recipe(

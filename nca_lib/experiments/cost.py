@@ -186,8 +186,8 @@ def _loss(model: nn.Module, experiment: Experiment) -> Tensor:
     images = torch.zeros(COUNTED, model.image_channels, size, size)
     if isinstance(model, VNCA):
         return model.loss(images)
-    if told := getattr(model.network, "context_channels", 0):
-        model = model.given(torch.zeros(COUNTED, told, size, size))
+    if model.context_channels:
+        model = model.given(torch.zeros(COUNTED, model.context_channels, size, size))
     return model.loss(images, torch.zeros(COUNTED, dtype=torch.long), images)
 
 

@@ -236,8 +236,8 @@ def operations(model: nn.Module, size: int) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if isinstance(model, Denoiser):
             noisy = torch.zeros(1, model.image_channels, size, size, device=parameter.device)
-            if told := getattr(model.network, "context_channels", 0):
-                model = model.given(noisy.new_zeros(1, told, size, size))
+            if model.context_channels:
+                model = model.given(noisy.new_zeros(1, model.context_channels, size, size))
             model.network(noisy, torch.full((1,), 0.5, device=parameter.device))
         else:
             sample(model, (size, size))
@@ -252,11 +252,11 @@ def rows(table: str | Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
-            row = dict(json.loads(line)) if line.strip() else None
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                found.append(dict(row))
         except (ValueError, TypeError) as error:
             raise ExperimentError(f"{path}, line {number}: not a row of JSON; mend or delete it") from error
-        if row is not None:
-            found.append(row)
     return found
 
 
