@@ -73,6 +73,8 @@ class Cascade(Denoiser):
         factor: how many times coarser the model below draws.
         noise: how much noise is added to the coarse image when sampling; more lets the finer level change
             more of it.
+        scale: this level's (the finest's is 1), where its network is told it, in a channel before the others;
+            None where it is not.
 
     Attributes:
         layout: stands in for the coarsest model's drawing, see [`laid_out`][].
@@ -82,9 +84,16 @@ class Cascade(Denoiser):
         UsageError: when called without a context; or a size that is too small for the coarsest level.
     """
 
-    def __init__(self, below: Denoiser, level: Denoiser, factor: int, noise: float = 0.1):
+    def __init__(
+        self,
+        below: Denoiser,
+        level: Denoiser,
+        factor: int,
+        noise: float = 0.1,
+        scale: float | None = None,
+    ):
         super().__init__(level.network, level.schedule, level.target, level.weighting)
-        self.below, self.factor, self.amount = below, factor, noise
+        self.below, self.factor, self.amount, self.scale = below, factor, noise, scale
         self.layout: Tensor | None = None
         self.strength = 0.0
 
@@ -98,7 +107,7 @@ class Cascade(Denoiser):
         """
         deeper = isinstance(self.below, Cascade)
         below = self.below.laid_out(layout, strength) if isinstance(self.below, Cascade) else self.below
-        told = type(self)(below, self, self.factor, self.amount)
+        told = type(self)(below, self, self.factor, self.amount, self.scale)
         if not deeper:
             told.layout, told.strength = layout, strength
         return told
@@ -136,7 +145,10 @@ class Cascade(Denoiser):
         level = torch.full((len(coarse), 1, 1, 1), self.amount, device=coarse.device)
         (y, x), (height, width) = start, size
         drawn = noise.normal(coarse, Purpose.CONTEXT, 0)
-        return coarse_context(coarse, self.factor, (y + height, x + width), level, drawn)[..., y:, x:]
+        told = coarse_context(coarse, self.factor, (y + height, x + width), level, drawn)[..., y:, x:]
+        if self.scale is None:
+            return told
+        return torch.cat([torch.full_like(told[:, :1], self.scale), told], dim=1)
 
     def _layout(self, size: tuple[int, int], settings: dict[str, Any]) -> Tensor:
         if self.layout is not None:

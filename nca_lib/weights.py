@@ -62,8 +62,9 @@ def save(model: nn.Module, path: str | Path, record: Mapping[str, Any]) -> None:
 def join(levels: Sequence[str | Path], path: str | Path) -> None:
     """Write a [`Cascade`][nca_lib.cascade.Cascade] of trained models, the coarsest first, as one file.
 
-    Each but the first must have been trained with `context.factor`. The record is the finest level's, with
-    all levels' under `levels`; steps, images and seconds are sums.
+    Each but the first must have been trained with `context.factor`. One that was trained on `tissue-scales`
+    can be several of them, and is told the scale of each. The record is the finest level's, with all levels'
+    under `levels`; steps, images and seconds are sums.
 
     Raises:
         WeightsError: no such weights, no levels of one cascade, or another suffix than .safetensors.
@@ -95,12 +96,14 @@ def _cascade(name: str | Path, records: Sequence[Mapping[str, Any]]) -> nn.Modul
     if len(experiments) < 2:
         raise WeightsError(f"{name}: a cascade has at least two levels")
     model, *levels = [experiment.build_model() for experiment in experiments]
-    for experiment, level in zip(experiments[1:], levels, strict=True):
+    factors = [experiment.context.factor or 1 for experiment in experiments[1:]]
+    for n, (experiment, level) in enumerate(zip(experiments[1:], levels, strict=True), start=1):
         if experiment.context.factor is None or not isinstance(level, Denoiser):
             raise WeightsError(
                 f"{name}: {experiment.name} was not trained with context.factor; it is told nothing"
             )
-        model = Cascade(model, level, experiment.context.factor)  # type: ignore[arg-type]
+        scale = 1 / math.prod(factors[n:]) if experiment.data["kind"] == "tissue-scales" else None
+        model = Cascade(model, level, experiment.context.factor, scale=scale)  # type: ignore[arg-type]
     return model
 
 

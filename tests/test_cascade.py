@@ -214,6 +214,26 @@ def test_a_cascade_draws_an_image_the_same_alone_in_a_batch_and_in_tiles() -> No
     torch.testing.assert_close(sample(TiledDenoiser(model, 16), (41, 52), count=2, steps=3, seed=4), both)
 
 
+def test_a_rule_that_is_told_its_scale_can_be_every_level() -> None:
+    rule = Denoiser(network(5), SCHEDULE, "v")
+    told = Cascade(level(0), rule, 2, scale=0.5)
+    whole = Cascade(told, rule, 2, scale=1.0)
+    coarse = torch.rand(1, 3, 8, 8) * 2 - 1
+    image = sample(whole.laid_out(coarse, 0), (32, 32), steps=2, seed=5)
+    for seed, scale in ((5 + SEEDS, 0.5), (5, 1.0)):  # by hand, from coarse to fine
+        context = Cascade(level(0), level(4), 2).context_of(
+            coarse, CounterNoise(seed), (2 * coarse.shape[2], 2 * coarse.shape[3])
+        )
+        plane = torch.full_like(context[:, :1], scale)
+        size = (context.shape[2], context.shape[3])
+        coarse = sample(rule.given(torch.cat([plane, context], dim=1)), size, steps=2, seed=seed)
+    assert torch.equal(image, coarse)
+    other = sample(Cascade(told, rule, 2, scale=0.25).laid_out(coarse, 0), (32, 32), steps=2, seed=5)
+    assert not torch.allclose(image, other, atol=1e-3)
+    tiled = sample(TiledDenoiser(whole, 12), (32, 32), steps=2, seed=5)
+    torch.testing.assert_close(tiled, sample(whole, (32, 32), steps=2, seed=5))
+
+
 def test_noise_in_the_coarse_image_has_the_variance_that_cells_are_told() -> None:
     torch.manual_seed(5)
     coarse, amount = torch.randn(400, 3, 6, 6), torch.full((400, 1, 1, 1), 0.6)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import nca_lib
 from nca_lib import weights
-from nca_lib.cascade import cascade_of
+from nca_lib.cascade import Cascade, cascade_of
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.experiments.settings import Experiment
 from nca_lib.weights import WeightsError, from_reference
@@ -237,6 +237,7 @@ def level(name: str, folder: Path, **settings: object) -> Path:
     torch.manual_seed(len(name))
     model = {"kind": "diff-nca", "channels": 12, "hidden": 16, "steps": 2, "position": False}
     model |= {"context_channels": 4} if settings else {}
+    model |= settings.pop("model", {})  # type: ignore[operator]
     experiment = Experiment.from_dict({"name": name, "model": model, **settings})
     path = folder / f"{name}.safetensors"
     record = {
@@ -265,6 +266,16 @@ def test_joined_levels_load_as_the_cascade_of_them(tmp_path: Path) -> None:
     assert (record["steps"], record["images_seen"], record["training_seconds"]) == (15, 240, 27)
     assert [each["experiment"]["name"] for each in record["levels"]] == ["layout", "half", "full-scale"]
     assert record["experiment"]["name"] == "joined"
+
+
+def test_one_rule_of_several_scales_is_joined_to_be_each(tmp_path: Path) -> None:
+    layout, told = level("layout", tmp_path), {"kind": "tissue-scales", "coarsest": 2}
+    rule = level("rule", tmp_path, context={"factor": 2}, data=told, model={"context_channels": 5})
+    weights.join([layout, rule, rule], tmp_path / "joined.safetensors")
+    joined, below, one = (weights.load(p) for p in (tmp_path / "joined.safetensors", layout, rule))
+    by_hand = Cascade(Cascade(below, one, 2, scale=0.5), one, 2, scale=1.0)  # type: ignore[arg-type]
+    images = [nca_lib.sample(model, (32, 40), steps=2) for model in (joined, by_hand)]
+    assert torch.equal(*images)
 
 
 def test_what_is_no_cascade_is_not_joined(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from nca_lib.data.faces import Faces
 from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images, Split, Stream, random_crop, to_float
 from nca_lib.data.slides import Slides
-from nca_lib.data.tissue import Tissue
+from nca_lib.data.tissue import Tissue, TissueScales
 from nca_lib.errors import DataError
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Split",
     "Stream",
     "Tissue",
+    "TissueScales",
     "random_crop",
     "to_float",
 ]

@@ -91,3 +91,48 @@ class Tissue:
     def fingerprint(self) -> str:
         """Hash of the pixels and of where crops are taken."""
         return hash_of(torch.cat([self.photo.flatten(), self.allowed.flatten()]))
+
+
+class TissueScales:
+    """The same photograph at several scales, each crop with its scale as a plane: (3 + 1, size, size).
+
+    For a rule that is told its scale, and so can be each level of a cascade (chapter 9). The scales 1, 1/2,
+    1/4, ... down to 1 / `coarsest` are equally likely; the plane holds that number.
+
+    Args:
+        size: height and width of the crops at each scale, pixels.
+        coarsest: how many times the photograph is reduced at most, a power of two.
+        split: as for [`Tissue`][].
+        test_size: likewise.
+
+    Raises:
+        DataError: `coarsest` is no power of two, or no crop fits into the split.
+    """
+
+    channels = 3
+
+    def __init__(
+        self, size: int = 40, coarsest: int = 4, split: Split = "train", *, test_size: int | None = None
+    ):
+        if coarsest.bit_count() != 1:
+            raise DataError(f"coarsest is {coarsest}; it must be a power of two: 1, 2, 4, ...")
+        self.levels = {
+            2**k: Tissue(size, 2**k, split, offsets=True, test_size=test_size)
+            for k in range(coarsest.bit_length())
+        }
+        self.size = self.levels[1].size
+
+    def __len__(self) -> int:
+        """1,024 crops count as one pass."""
+        return 1024
+
+    def image(self, index: int, rng: np.random.Generator) -> Tensor:
+        """A random crop at a random scale; `index` plays no part."""
+        downscale = 2 ** int(rng.integers(len(self.levels)))
+        plane = torch.full((1, self.size, self.size), 1 / downscale)
+        return torch.cat([self.levels[downscale].image(index, rng), plane])
+
+    def fingerprint(self) -> str:
+        """Hash of the pixels and of where crops are taken, at each scale."""
+        allowed = [level.allowed.flatten() for level in self.levels.values()]
+        return hash_of(torch.cat([self.levels[1].photo.flatten(), *allowed]))

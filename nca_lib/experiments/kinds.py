@@ -17,7 +17,7 @@ from nca_lib.data.faces import Faces
 from nca_lib.data.folder import Folder
 from nca_lib.data.images import Images
 from nca_lib.data.slides import Slides
-from nca_lib.data.tissue import Tissue
+from nca_lib.data.tissue import Tissue, TissueScales
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import MLP
 from nca_lib.fourier import FourierDiffNCA
@@ -32,6 +32,7 @@ MODELS: dict[str, type[nn.Module]] = {
 }
 DATASETS: dict[str, type[Images]] = {
     "tissue": Tissue,
+    "tissue-scales": TissueScales,
     "digits": Digits,
     "faces": Faces,
     "celeba": CelebA,

@@ -17,7 +17,7 @@ from torch.nn.functional import avg_pool2d
 from nca_lib.data.digits import Digits
 from nca_lib.data.folder import Folder, _Pictures, _read, _to_float
 from nca_lib.data.images import MOST_PIXELS, DataError, Stream, random_crop, turned
-from nca_lib.data.tissue import Tissue
+from nca_lib.data.tissue import Tissue, TissueScales
 from nca_lib.experiments.growing import picture
 
 
@@ -151,6 +151,27 @@ def test_crops_of_the_tissue_reach_the_last_of_its_corners() -> None:
     top, left = data.corners[-1]
     crop = data.photo[:, top : top + 64, left : left + 64]
     assert torch.equal(data.image(0, last), turned(crop, last, 8))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_crops_at_several_scales_are_those_of_each_with_the_scale_behind_them(split: Any) -> None:
+    data, seen = TissueScales(24, 4, split), {1.0: 0, 0.5: 0, 0.25: 0}
+    for n in range(300):
+        image = data.image(n, np.random.default_rng(n))
+        scale = float(image[3, 0, 0])
+        assert image.shape == (4, 24, 24) and (image[3] == scale).all()
+        seen[scale] += 1
+        rng = np.random.default_rng(n)
+        rng.integers(3)
+        crop = Tissue(24, round(1 / scale), split, offsets=True).image(n, rng) if n < 12 else image[:3]
+        assert torch.equal(image[:3], crop)
+    assert min(seen.values()) > 75  # of 100; three standard deviations are 25
+    assert data.fingerprint() != TissueScales(24, 2, split).fingerprint()
+
+
+def test_scales_are_powers_of_two() -> None:
+    with pytest.raises(DataError, match="coarsest is 3; it must be a power of two"):
+        TissueScales(24, 3)
 
 
 def test_a_crop_larger_than_the_tissue_is_refused() -> None:

@@ -11,6 +11,7 @@ from test_training import diffusing, growing
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate
 
+from nca_lib.cascade import Cascade
 from nca_lib.data.conditional import DigitsByClass, FacesByAttributes, attribute_planes
 from nca_lib.data.faces import GLASSES, HAIR_COLOURS, SKINS, Faces
 from nca_lib.diffusion import Denoiser
@@ -20,6 +21,7 @@ from nca_lib.experiments.growing import GrowingTask
 from nca_lib.experiments.parallel import Part
 from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.tasks import DiffusionTask, task_of
+from nca_lib.noise import CounterNoise
 
 CPU = torch.device("cpu")
 
@@ -178,6 +180,18 @@ def test_a_level_is_told_its_image_at_a_coarser_scale_and_how_much_noise_is_in_t
     off = told[:, :3] - (1 - amount[:, None] ** 2).sqrt() * coarse
     nearest = off[:, :, 0, 0] / amount[:, :1, 0]  # a corner's pixel is its block's value
     assert nearest.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_rule_of_several_scales_is_told_in_training_what_its_cascade_tells_it() -> None:
+    data = {"kind": "tissue-scales", "size": 8, "coarsest": 2}
+    task = DiffusionTask(told({"context_channels": 5}, context={"factor": 2, "noise": 0.0}, data=data), CPU)
+    images = torch.stack([task.data.image(n, np.random.default_rng(n)) for n in range(6)])
+    in_training = task._context(images, Part())
+    assert in_training is not None
+    for n, image in enumerate(images):
+        level = Cascade(task.model, task.model, 2, noise=0.0, scale=float(image[3, 0, 0]))
+        coarse = avg_pool2d(image[None, :3], 2)
+        assert torch.equal(level.context_of(coarse, CounterNoise(0), (8, 8)), in_training[n : n + 1])
 
 
 def test_parts_of_a_batch_are_told_what_the_whole_batch_is() -> None:
