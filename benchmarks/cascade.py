@@ -12,10 +12,15 @@ pieces. At 1/8 a piece is a whole picture, borders included, at 1 most are insid
 Apart from distances, three numbers of architecture, which need no extractor; see `architecture`. The
 photograph stands in a row of its own, read in nine windows of 256x256 (they overlap).
 
-One control is trained first: `python -m nca_lib train tissue-full-untold`, a single level at the full scale.
-`runs/three-levels.safetensors` (and `.json`) is what shipped before, without a level at a quarter: commit
-f3bce90 holds it as `nca_lib/pretrained/tissue-cascade.safetensors`. Writes one JSON line a model
-and seed into the results' `cascade.jsonl`, in place of those of other weights.
+The others are trained first, by `python -m nca_lib`:
+
+- `train tissue-full-untold`, a single level at the full scale.
+- `train tissue-layout`, `train tissue-scales`, and of them a cascade of which one rule is three levels:
+  `join --out runs/one-rule.safetensors LAYOUT SCALES SCALES SCALES`, each a `runs/NAME/model.safetensors`.
+- `runs/three-levels.safetensors` (and `.json`) is what shipped before, without a level at a quarter: commit
+  f3bce90 holds it as `nca_lib/pretrained/tissue-cascade.safetensors`.
+
+Writes one JSON line a model and seed into the results' `cascade.jsonl`, in place of those of other weights.
 """
 
 from __future__ import annotations
@@ -53,8 +58,10 @@ MODELS = {
     "plain, 1/2": ("tissue-diff-nca", 2),
     "three levels, 1/2": ("runs/three-levels.safetensors", 2),
     "cascade, 1/2": ("tissue-cascade", 2),
+    "one rule, 1/2": ("runs/one-rule.safetensors", 2),
     "plain, 1": ("runs/tissue-full-untold/model.safetensors", 1),
     "cascade, 1": ("tissue-cascade", 1),
+    "one rule, 1": ("runs/one-rule.safetensors", 1),
 }
 """The weights of each, and the scale at which it draws: of a cascade, all levels down to that one."""
 
@@ -131,6 +138,16 @@ def architecture(pictures: Tensor, scale: int, share: float) -> dict[str, Any]:
     }
 
 
+def parameters(model: Denoiser) -> int:
+    """How many a model has; of a cascade those of each rule once, however many levels it is."""
+    levels = [model]
+    while isinstance(levels[-1], Cascade):
+        levels.append(levels[-1].below)
+    networks = [level.network for level in levels]
+    rules = {weights.digest(n.state_dict()): sum(p.numel() for p in n.parameters()) for n in networks}
+    return sum(rules.values())
+
+
 def draw(model: Denoiser, side: int, count: int, seed: int, first: int = 0) -> Tensor:
     """Pictures `first` ... `first + count - 1` of a seed, (count, 3, side, side)."""
     device, drawn = best_device(), []
@@ -178,7 +195,7 @@ def measure(name: str, seed: int, count: int, share: float) -> dict[str, Any]:
         "seed": seed,
         "count": count,
         "steps": STEPS,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters(model),
         "cpu_seconds_per_megapixel": seconds / (count * (SIDE // scale) ** 2 / 1e6),
         **architecture(pictures, scale, share),
         "reductions": found,

@@ -59,6 +59,12 @@ def test_pieces_are_cut_of_each_picture():
     assert torch.equal(pieces[:, 0, 0, 0], torch.arange(5.0).repeat(2))
 
 
+def test_a_rule_that_is_several_levels_counts_once():
+    half = cascade.load("cascade, 1/2")
+    assert cascade.parameters(half) == 3 * 69_288
+    assert cascade.parameters(Cascade(half, half.below, 2)) == 3 * 69_288
+
+
 def test_real_pieces_are_taken_anywhere():
     anywhere = cascade.Anywhere(32, downscale=8, offsets=True)
     assert len(anywhere.corners) == (512 - 256 + 1) ** 2
