@@ -1,6 +1,6 @@
 """What context is worth: a cascade beside models of a single level, seen from near and afar (chapter 9).
 
-    python benchmarks/cascade.py [MODEL ...] [--seeds 3] [--count 128]
+    python benchmarks/cascade.py [MODEL ...] [--seeds 0 1 2] [--trainings 0] [--count 128]
 
 Each model draws pictures of 256x256 pixels of the photograph, at its own scale. Seen from near and afar means
 reduced to 1, 1/2, 1/4 and 1/8 of the photograph's: pieces of 32x32 pixels of the reduced pictures are
@@ -20,12 +20,17 @@ The others are trained first, by `python -m nca_lib`:
 - `runs/three-levels.safetensors` (and `.json`) is what shipped before, without a level at a quarter: commit
   f3bce90 holds it as `nca_lib/pretrained/tissue-cascade.safetensors`.
 
-Writes one JSON line a model and seed into the results' `cascade.jsonl`, in place of those of other weights.
+Others than training 0 lie in `runs/seed-1/` and so on under the same names, `tissue-cascade.safetensors` for
+the shipped one; each was trained with that `--training.seed` (all begin with the same `tissue-diff-nca`).
+
+Writes one JSON line a model, training and seed of noise into the results' `cascade.jsonl`, in place of those
+of other weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -73,9 +78,12 @@ class Anywhere(Tissue):
         return torch.ones([side - self.extent + 1 for side in self.source.shape[1:]], dtype=torch.bool)
 
 
-def load(name: str) -> Denoiser:
-    """A model by its name in `MODELS`."""
+def load(name: str, training: int = 0) -> Denoiser:
+    """A model by its name in `MODELS`; another training of it lies elsewhere."""
     path, scale = MODELS[name]
+    if training:
+        shipped = not path.startswith("runs/")
+        path = f"runs/seed-{training}/" + (f"{path}.safetensors" if shipped else path.removeprefix("runs/"))
     model: Any = weights.load(path, best_device())
     return model.below if isinstance(model, Cascade) and scale == model.factor else model
 
@@ -168,9 +176,9 @@ def pieces_of(pictures: Tensor, number: int, seed: int) -> Tensor:
     return torch.stack(cut)
 
 
-def measure(name: str, seed: int, count: int, share: float) -> dict[str, Any]:
-    """The row of a model and a seed."""
-    model, scale = load(name), MODELS[name][1]
+def measure(name: str, training: int, seed: int, count: int, share: float) -> dict[str, Any]:
+    """The row of a model, a training and a seed of noise."""
+    model, scale = load(name, training), MODELS[name][1]
     digest = weights.digest(model.state_dict())
     compile_step(model, best_device())
     draw(model, SIDE // scale, BATCH, seed)  # compiles
@@ -192,6 +200,7 @@ def measure(name: str, seed: int, count: int, share: float) -> dict[str, Any]:
     return {
         "model": name,
         "weights": digest,
+        "training": training,
         "seed": seed,
         "count": count,
         "steps": STEPS,
@@ -208,7 +217,7 @@ def photograph() -> dict[str, Any]:
     amounts = stain(F.avg_pool2d(photo[None], 4))
     share = float((amounts > threshold_otsu(amounts)).mean())
     windows = photo.unfold(1, SIDE, SIDE // 2).unfold(2, SIDE, SIDE // 2).permute(1, 2, 0, 3, 4).flatten(0, 1)
-    about = {"model": "photograph", "weights": None, "seed": None, "share": share}
+    about = {"model": "photograph", "weights": None, "training": None, "seed": None, "share": share}
     return about | architecture(windows, 1, share)
 
 
@@ -217,28 +226,34 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="*", default=list(MODELS), help=f"by default {', '.join(MODELS)}")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of noise")
+    parser.add_argument("--trainings", type=int, nargs="+", default=[0])
     parser.add_argument("--count", type=int, default=128, help="pictures of each model and seed")
     parser.add_argument("--out", type=Path, default=TABLE)
     options = parser.parse_args()
     real = photograph()
     _keep(options.out, real)
     for name in options.models:
-        for seed in range(options.seeds):
-            row = measure(name, seed, options.count, real["share"])
+        for training, seed in itertools.product(options.trainings, options.seeds):
+            row = measure(name, training, seed, options.count, real["share"])
             _keep(options.out, row)
-            print(name, seed, {key: row[key] for key in ("correlation", "chord", "order")}, flush=True)
+            print(
+                name, training, seed, {key: row[key] for key in ("correlation", "chord", "order")}, flush=True
+            )
 
 
 def _keep(table: Path, new: dict[str, Any]) -> None:
-    """Write a row in place of that of the same seed, and of those of other weights."""
-    kept = [
-        old
-        for old in rows(table)
-        if old["model"] != new["model"] or (old["weights"] == new["weights"] and old["seed"] != new["seed"])
-    ]
+    """Write a row in place of that of the same training and seed, and of those of other weights."""
+
+    def replaced(old: dict[str, Any]) -> bool:
+        same = all(old[key] == new[key] for key in ("model", "training"))
+        return same and (old["weights"] != new["weights"] or old["seed"] == new["seed"])
+
+    kept = [old for old in rows(table) if not replaced(old)]
     places = ["photograph", *MODELS]
-    ordered = sorted([*kept, new], key=lambda row: (places.index(row["model"]), row["seed"] or 0))
+    ordered = sorted(
+        [*kept, new], key=lambda row: (places.index(row["model"]), row["training"] or 0, row["seed"] or 0)
+    )
     write_atomically(table, "".join(json.dumps(row) + "\n" for row in ordered).encode())
 
 

@@ -82,12 +82,30 @@ def test_of_a_cascade_all_levels_down_to_a_scale_draw():
 def test_rows_of_other_weights_go_and_all_stand_in_order(tmp_path):
     table = tmp_path / "table.jsonl"
     told = [
-        ("cascade, 1", "old", 0),
-        ("cascade, 1", "new", 1),
-        ("plain, 1", "p", 0),
-        ("cascade, 1", "new", 0),
+        ("cascade, 1", "old", 0, 0),
+        ("cascade, 1", "second", 1, 0),
+        ("cascade, 1", "new", 0, 1),
+        ("plain, 1", "p", 0, 0),
+        ("cascade, 1", "new", 0, 0),
     ]
-    for model, digest, seed in told:
-        cascade._keep(table, {"model": model, "weights": digest, "seed": seed})
-    kept = [(row["model"], row["weights"], row["seed"]) for row in cascade.rows(table)]
-    assert kept == [("plain, 1", "p", 0), ("cascade, 1", "new", 0), ("cascade, 1", "new", 1)]
+    for model, digest, training, seed in told:
+        cascade._keep(table, {"model": model, "weights": digest, "training": training, "seed": seed})
+    kept = [(row["model"], row["weights"], row["training"], row["seed"]) for row in cascade.rows(table)]
+    assert kept == [
+        ("plain, 1", "p", 0, 0),
+        ("cascade, 1", "new", 0, 0),
+        ("cascade, 1", "new", 0, 1),
+        ("cascade, 1", "second", 1, 0),
+    ]
+
+
+def test_other_trainings_lie_under_the_same_names(monkeypatch):
+    asked = []
+    monkeypatch.setattr(cascade.weights, "load", lambda path, device: asked.append(path))
+    for name in ("cascade, 1", "one rule, 1", "plain, 1"):
+        cascade.load(name, 2)
+    assert asked == [
+        "runs/seed-2/tissue-cascade.safetensors",
+        "runs/seed-2/one-rule.safetensors",
+        "runs/seed-2/tissue-full-untold/model.safetensors",
+    ]
