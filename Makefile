@@ -47,7 +47,7 @@ lint: $(SETUP)
 bench: $(SETUP)
 	@python benchmarks/run.py
 	@python benchmarks/tiles.py
-	@python benchmarks/canvas.py --compiled --bf16
+	@python benchmarks/canvas.py --compiled --bf16 --steps 1
 	@python benchmarks/roofline.py
 	@python benchmarks/allocator.py
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import tomllib
@@ -59,10 +60,14 @@ def _say_what_came_of_it(folder: Path) -> None:
         return
     if images < FEW:
         print(f"  too few  samples show something after {FEW:,} images: --resume with a larger budget")
-    size = experiment["data"].get("size")
-    of_size = f" --size {size}x{size}" if size else ""
+    if experiment["context"]["factor"]:
+        print(f"  level    python -m nca_lib join COARSER {model} --out cascade.safetensors")
+        return
+    data = Experiment.from_dict(experiment).spelt_out()["data"]
+    of_size = f" --size {data['size']}x{data['size']}"
+    where = "".join(f" --data.{key} {shlex.quote(data[key])}" for key in evaluation.PLACES if key in data)
     print(f"  draw     python -m nca_lib sample {model}{of_size} --count 4 --out {folder / 'drawn.png'}")
-    print(f"  measure  python -m nca_lib evaluate {model}")
+    print(f"  measure  python -m nca_lib evaluate {model}{where}")
 
 
 def _run(arguments: argparse.Namespace) -> None:

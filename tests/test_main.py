@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,26 @@ def test_train_writes_a_model_that_can_be_sampled_and_refuses_to_overwrite_it(
     assert main(train) == 2
     assert "--resume" in capsys.readouterr().err
     assert main([*train, "--resume"]) == 0
+
+
+def test_what_train_says_is_next_can_be_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "my images"
+    images.mkdir()
+    for n in range(2):
+        Image.new("RGB", (64, 32), (90 * n, 50, 60)).save(images / f"{n}.png")
+    own = ["--data.kind", "folder", "--data.path", str(images), "--data.size", "8", *TINY[2:]]
+    own += ["--training.compile", "false"]
+    own += ["--model.kind", "diff-nca", "--model.channels", "12", "--model.hidden", "8", "--model.steps", "1"]
+    assert main(["train", "tissue-diff-nca", *own, "--out", str(tmp_path / "own"), "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    [measure] = [line.split("nca_lib ")[1] for line in said if "nca_lib evaluate" in line]
+    assert main([*shlex.split(measure), "--count", "105", "--steps", "2", "--device", "cpu"]) == 0
+    assert "frechet_distance" in capsys.readouterr().out
+    own += ["--model.context_channels", "4", "--context.factor", "2", "--out", str(tmp_path / "level")]
+    assert main(["train", "tissue-diff-nca", *own, "--device", "cpu"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert not any("nca_lib sample" in line or "nca_lib evaluate" in line for line in said)
+    assert any(f"join COARSER {tmp_path / 'level' / 'model.safetensors'}" in line for line in said)
 
 
 def test_show_fits_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

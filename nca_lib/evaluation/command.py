@@ -15,6 +15,8 @@ from nca_lib.experiments.settings import Experiment
 from nca_lib.processes import leads
 from nca_lib.samplers import SAMPLERS
 
+PLACES = ("path", "root")  # what data sets call where their images are
+
 
 def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
     """Add the command to a parser; `positive` reads a count."""
@@ -70,10 +72,10 @@ def _experiment(model: str, overrides: dict[str, Any]) -> Experiment:
     said = {key.removeprefix("data."): value for key, value in overrides.items()}
     data = recorded["data"] | said
     build = DATASETS.get(data["kind"])
-    place = {"path", "root"} & arguments_of(build).keys() if build else set()
-    if not place <= said.keys():
+    places = [key for key in PLACES if build and key in arguments_of(build)]
+    if not said.keys() >= set(places):
         raise UsageError(
-            f"{model} was trained on {data['kind']}; say where yours is: --data.{place.pop()} FOLDER"
+            f"{model} was trained on {data['kind']}; say where yours is: --data.{places[0]} FOLDER"
         )
     if "download" not in said:
         data.pop("download", None)
