@@ -17,8 +17,8 @@ class Digits:
     Args:
         size: height and width; 8 as they are, else drawn larger: with a margin of one of the old pixels, in
             which strokes can end, resampled (bicubic), and edges steepened, which leaves the ground black.
-        split: `"train"` (the first 1,500) or `"test"` (the rest, from other writers; but by the order of the
-            digits, in blocks of some 130 a writer, the first 45 are by the writer of the last 85 of the others).
+        split: `"train"` (the first 1,500) or `"test"` (the rest, from other writers; but the first 45, by the
+            order of the digits in blocks of a writer each, are by the writer of the last 85 of the others).
     """
 
     channels = 1

@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
 from typing import Any, Literal
 
 from nca_lib.experiments.matrix import rows
@@ -110,12 +109,3 @@ def curve(
         if row["name"].partition("-seed-")[0] == name and "diverged" not in row:
             found.setdefault(cost(row, kind), []).append(distance(row, extractor))
     return [(spent, mean(values)) for spent, values in sorted(found.items())]
-
-
-def at(points: Sequence[tuple[float, Mean]], budget: float) -> float:
-    """A curve's distance at a budget, between its points on logarithmic axes; NaN outside of them."""
-    for (a, left), (b, right) in pairwise(points):
-        if a <= budget <= b:
-            part = math.log(budget / a) / math.log(b / a)
-            return left.value ** (1 - part) * right.value**part
-    return math.nan

@@ -16,14 +16,12 @@ from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 
 from nca_lib.experiments import matrix
 from nca_lib.experiments.comparison import (
-    Cost,
-    at,
     cost,
-    curve,
     distance,
     models,
     pooled_deviation,
     rows,
+    seconds_per_step,
     t95,
 )
 
@@ -36,15 +34,15 @@ def final(name: str) -> dict[str, Any]:
     return row
 
 
-def duel(other: str, kind: Cost, eye: str = EYES[0]) -> tuple[float, float]:
-    """FourierDiff-NCA and another model of portraits at the largest budget that both have reached."""
-    both = [
-        curve(name, kind, [r for r in TABLE if r["matrix"] == "faces"], eye)
-        for name in ("faces-fourier", other)
-    ]
-    budget = min(points[-1][0] for points in both)
-    first, second = (at(points, budget) for points in both)
-    return first, second
+def budget(name: str) -> dict[str, Any]:
+    """FourierDiff-NCA, trained for what a UNet costs."""
+    (row,) = models("budgets")[f"faces-{name}"]
+    return row
+
+
+def all_rules(row: dict[str, Any]) -> float:
+    """The share of portraits that keep all rules."""
+    return float(row["metrics"]["coherence"]["all"])
 
 
 def calibration(eye: str, data: str) -> dict[str, Any]:
@@ -65,22 +63,26 @@ def test_at_equal_images_the_automaton_is_ahead_of_every_unet(eye: str) -> None:
     assert len(rivals) >= 2 and {row["images_seen"] for row in faces.values()} == {64_000}
     for rival in rivals:
         assert distance(faces["faces-fourier"], eye) < distance(rival, eye)
-        kept = [row["metrics"]["coherence"]["all"] for row in (faces["faces-fourier"], rival)]
-        assert kept[0] > kept[1]
+        assert all_rules(faces["faces-fourier"]) > all_rules(rival)
+
+
+@pytest.mark.parametrize("unet", ["unet", "unet-145k"])
+def test_budgets_are_what_the_unets_cost(unet: str) -> None:
+    rival, step = final(f"faces-{unet}"), seconds_per_step()
+    for kind in ("operations", "seconds"):
+        if f"faces-{kind}-of-{unet}" in models("budgets"):
+            mine = budget(f"{kind}-of-{unet}")
+            spent = mine["steps"] * step["faces-fourier"] if kind == "seconds" else cost(mine, kind)
+            assert spent == pytest.approx(cost(rival, kind), rel=1e-3)
 
 
 @pytest.mark.parametrize("eye", EYES)
-def test_at_equal_operations_it_is_behind_and_at_equal_time_ahead_of_the_large_unet(eye: str) -> None:
-    mine, unet = duel("faces-unet", "operations", eye)
-    assert mine > unet
-    assert math.isnan(duel("faces-unet-145k", "operations", eye)[0])
-    mine, unet = duel("faces-unet", "seconds", eye)
-    assert mine < unet
-
-
-def test_at_equal_time_the_rulers_disagree_about_the_small_unet() -> None:
-    ours, theirs = (duel("faces-unet-145k", "seconds", eye) for eye in EYES)
-    assert ours[0] < ours[1] and theirs[0] > theirs[1]
+def test_at_equal_operations_it_is_nearer_than_the_large_unet_and_behind_the_small_one(eye: str) -> None:
+    large, small = final("faces-unet"), final("faces-unet-145k")
+    mine = budget("operations-of-unet")
+    assert distance(mine, eye) < distance(large, eye) and all_rules(mine) < all_rules(large)
+    mine = budget("operations-of-unet-145k")
+    assert distance(mine, eye) > distance(small, eye) and all_rules(mine) < all_rules(small)
 
 
 def test_a_core_computes_several_times_as_many_operations_of_the_automaton_a_second() -> None:
