@@ -85,6 +85,13 @@ def test_at_equal_operations_it_is_nearer_than_the_large_unet_and_behind_the_sma
     assert distance(mine, eye) > distance(small, eye) and all_rules(mine) < all_rules(small)
 
 
+@pytest.mark.parametrize("eye", EYES)
+@pytest.mark.parametrize("unet", ["unet", "unet-145k"])
+def test_at_equal_time_it_is_ahead_of_both_unets(unet: str, eye: str) -> None:
+    if f"faces-seconds-of-{unet}" in models("budgets"):
+        assert distance(budget(f"seconds-of-{unet}"), eye) < distance(final(f"faces-{unet}"), eye)
+
+
 def test_a_core_computes_several_times_as_many_operations_of_the_automaton_a_second() -> None:
     rates = {n: cost(final(n), "operations") / cost(final(n), "seconds") for n in models("faces")}
     for unet in ("faces-unet", "faces-unet-145k"):
