@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nca_lib.canvas.tiles import Span, in_bounded_memory
+from nca_lib.canvas.tiles import ENDS_AT_BORDER, Span, in_bounded_memory
 from nca_lib.cascade import SEEDS, Cascade
 from nca_lib.data import files
 from nca_lib.devices import computes_bf16
@@ -49,7 +49,7 @@ def plan_below(plan: Plan, model: Denoiser) -> Plan | None:
             raise CanvasError(f"--layout: {plan.model} is no cascade")
         return None
     if plan.wrap:
-        raise CanvasError("a cascade does not wrap: what its levels are told ends at the canvas's border")
+        raise CanvasError(ENDS_AT_BORDER)
     height, width = (-(-side // model.factor) for side in (plan.height, plan.width))
     if min(height, width) < 2:
         raise CanvasError(f"{plan.width}x{plan.height} is too small: a level would be {width}x{height}")

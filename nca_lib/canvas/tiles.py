@@ -35,6 +35,8 @@ SMALLEST = 20_480
 """Numbers in a window. On the CPU PyTorch convolves a float32 input of up to so many by another routine,
 whose sums run in another order: windows that are cut from more hold more."""
 
+ENDS_AT_BORDER = "a cascade does not wrap: what its levels are told ends at the canvas's border"
+
 WHOLE = 1024 * 1024
 """Pixels of all images up to which `in_bounded_memory` leaves a call whole."""
 
@@ -217,10 +219,12 @@ class TiledDenoiser(Denoiser):
         wrap: treat the canvas as a torus: what it makes tiles the plane.
 
     Raises:
-        CanvasError: something in the model is not local, see [`local_network`][].
+        CanvasError: something in the model is not local, see [`local_network`][]; or a cascade is to wrap.
     """
 
     def __init__(self, model: Denoiser, tile: int = 256, wrap: bool = False):
+        if wrap and isinstance(model, Cascade):
+            raise CanvasError(ENDS_AT_BORDER)
         network = Tiles(local_network(model), tile, wrap)
         super().__init__(network, model.schedule, model.target, model.weighting)
         self.model = model

@@ -119,6 +119,11 @@ def test_a_wrapping_canvas_may_be_smaller_than_the_halo():
     assert torch.equal(image, twice)
 
 
+def test_a_cascade_does_not_wrap():
+    with pytest.raises(CanvasError, match="a cascade does not wrap"):
+        TiledDenoiser(three_levels(), wrap=True)
+
+
 def test_windows_of_one_canvas_share_a_shape_and_hold_the_halo():
     covered = torch.zeros(100, 70)
     shapes = set()
