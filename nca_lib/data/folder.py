@@ -29,6 +29,8 @@ from nca_lib.errors import DataError
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"}
 
+Version = tuple[int, int]  # of a file: when it was changed, nanoseconds, and its size, bytes
+
 
 class Folder:
     """Any directory of images (searched recursively), of any size and mode, read as RGB on white.
@@ -80,6 +82,8 @@ class Folder:
             ranked = sorted(files, key=lambda file: hashlib.sha256(file.name.encode()).hexdigest())
             files = [file for rank, file in enumerate(ranked) if (rank % 10 == 0) == (split == "test")]
         self.files = files
+        # What a folder before this one has read of files that were replaced since is not theirs.
+        self.versions = [(about.st_mtime_ns, about.st_size) for about in map(Path.stat, files)]
 
     def _problem(self, file: Path) -> str | None:
         try:
@@ -113,7 +117,8 @@ class Folder:
 
     def image(self, index: int, rng: np.random.Generator) -> Tensor:
         """A random crop (or the resized centre) of file `index`."""
-        picture = _PICTURES.get(self.files[index % len(self.files)], self.max_pixels)
+        place = index % len(self.files)
+        picture = _PICTURES.get(self.files[place], self.versions[place], self.max_pixels)
         height, width = (side // self.downscale for side in picture.shape[:2])
         left = 0
         if self.in_space:
@@ -148,18 +153,19 @@ class _Pictures:
 
     def __init__(self, most: int):
         self.most, self.held = most, 0
-        self.pictures: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self.pictures: OrderedDict[tuple[Path, Version], np.ndarray] = OrderedDict()
 
-    def get(self, file: Path, max_pixels: int) -> np.ndarray:
+    def get(self, file: Path, version: Version, max_pixels: int) -> np.ndarray:
         """The pixels of a file, (H, W, 3) uint8, or (H, W, 1) uint16 of 16 bits."""
-        if file not in self.pictures:
-            self.pictures[file] = _read(file, max_pixels)
-            self.held += self.pictures[file].nbytes
-        self.pictures.move_to_end(file)
+        key = (file, version)
+        if key not in self.pictures:
+            self.pictures[key] = _read(file, max_pixels)
+            self.held += self.pictures[key].nbytes
+        self.pictures.move_to_end(key)
         worker = get_worker_info()
         while self.held > self.most // (worker.num_workers if worker else 1) and len(self.pictures) > 1:
             self.held -= self.pictures.popitem(last=False)[1].nbytes
-        return self.pictures[file]
+        return self.pictures[key]
 
 
 _PICTURES = _Pictures(1_000_000_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -451,10 +452,18 @@ def test_pictures_are_kept_as_bytes_within_a_bound(folder: Path) -> None:
         noise_image(40, 30).save(folder / f"{n}.png")
     kept, files = _Pictures(most=3 * 40 * 30 * 3), sorted(folder.iterdir())
     for file in [*files, files[3], *files]:
-        assert np.array_equal(kept.get(file, 10**6), np.asarray(Image.open(file)))
+        assert np.array_equal(kept.get(file, (0, 0), 10**6), np.asarray(Image.open(file)))
         assert kept.held == sum(picture.nbytes for picture in kept.pictures.values()) <= kept.most
-    assert [*kept.pictures] == files[3:]
-    assert _Pictures(most=1).get(files[0], 10**6).dtype == np.uint8  # one is kept, however large
+    assert [file for file, _ in kept.pictures] == files[3:]
+    assert _Pictures(most=1).get(files[0], (0, 0), 10**6).dtype == np.uint8  # one is kept, however large
+
+
+def test_a_file_that_was_replaced_is_read_anew(folder: Path) -> None:
+    for second, value in enumerate((255, 0)):
+        grey(value).save(folder / "a.png")
+        os.utime(folder / "a.png", (second, second))
+        image = Folder(str(folder), size=8).image(0, rng())
+        torch.testing.assert_close(image, torch.full((3, 8, 8), value / 127.5 - 1))
 
 
 def test_a_picture_of_one_column_is_refused(folder: Path) -> None:
