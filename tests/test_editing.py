@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nca_lib.canvas import TiledDenoiser
+from nca_lib.cascade import Cascade
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import (
@@ -398,6 +400,17 @@ def test_the_shortest_walk_is_its_two_ends(denoiser: Denoiser) -> None:
     walk = interpolate(denoiser, (3, 8), 2, (8, 6), steps=3)
     alone = [sample(denoiser, (8, 6), steps=3, seed=seed) for seed in (3, 8)]
     torch.testing.assert_close(walk, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def test_a_walk_of_a_cascade_is_refused_by_name() -> None:
+    layout, level = (
+        Denoiser(DiffNCA(12, 8, 1, position=False, context_channels=told), noise_schedule("cosine", 10))
+        for told in (0, 4)
+    )
+    cascade = Cascade(layout, level, 2)
+    for model in (cascade, TiledDenoiser(cascade)):
+        with pytest.raises(EditingError, match="a cascade is not interpolated"):
+            interpolate(model, (3, 8), 2, (8, 6), steps=1)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 1.5, -128.0])
