@@ -192,7 +192,8 @@ def _write_beside(arguments: argparse.Namespace, out: Path, partial: Path, pictu
     if out.suffix == ".png":
         formats.write_png(partial, picture)
     elif out.suffix == ".zarr":
-        formats.write_pyramid(partial, picture, mpp=arguments.mpp, version=arguments.ome_zarr)
+        version = arguments.ome_zarr
+        formats.write_pyramid(partial, picture, name=out.name, mpp=arguments.mpp, version=version)
     else:
         pyramid = out.with_name(out.name + ".levels")
         shutil.rmtree(pyramid, ignore_errors=True)

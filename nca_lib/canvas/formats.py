@@ -52,13 +52,19 @@ class Finished:
 
 
 def write_pyramid(
-    folder: str | Path, picture: Picture, *, mpp: float | None = None, version: Version = "0.4"
+    folder: str | Path,
+    picture: Picture,
+    *,
+    name: str | None = None,
+    mpp: float | None = None,
+    version: Version = "0.4",
 ) -> list[Any]:
     """Write an OME-Zarr: the picture and its halves, down to a level that fits into a tile.
 
     Args:
         folder: does not exist yet.
         picture: see the module.
+        name: what it calls itself; by default as its folder.
         mpp: micrometres per pixel; None if a pixel has no size.
         version: of OME-Zarr; 0.4 is the older one, which more programs know.
 
@@ -90,7 +96,7 @@ def write_pyramid(
         source = level
         if max(height, width) <= TILE:
             break
-    group.attrs.update(_metadata(Path(folder).name, levels, mpp, version))
+    group.attrs.update(_metadata(name or Path(folder).name, levels, mpp, version))
     return levels
 
 

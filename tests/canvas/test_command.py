@@ -197,6 +197,14 @@ def test_a_full_disk_and_a_scheduler_that_is_not_there_leave_a_canvas_to_go_on_w
     assert main([*command, "--resume"]) == 0
 
 
+def test_an_ome_zarr_calls_itself_as_its_folder(tiny, tmp_path):
+    import zarr
+
+    assert main(["canvas", tiny, "--size", "24x24", "--steps", "1", "--out", str(tmp_path / "a.zarr")]) == 0
+    (multiscale,) = zarr.open_group(tmp_path / "a.zarr", mode="r").attrs["multiscales"]
+    assert multiscale["name"] == "a.zarr"
+
+
 def test_force_replaces_a_plain_file_by_a_folder(tiny, tmp_path):
     (tmp_path / "a.zarr").write_text("not a folder")
     command = ["canvas", tiny, "--size", "24x24", "--steps", "1", "--out", str(tmp_path / "a.zarr")]
