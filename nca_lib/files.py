@@ -15,6 +15,9 @@ try:
 except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
+PARTIAL = ".nca-partial"
+"""How files that are being written end: as nobody else's do, since what is left of them is deleted."""
+
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
@@ -67,12 +70,12 @@ def _partial(path: str | Path) -> Path:
         raise OutputError(f"{str(path)!r} is no name of a file ({error})") from error
     if real.exists() and not real.is_file():  # a folder; or a device, which renaming would replace
         raise OutputError(f"{path} is no file, so it cannot be overwritten")
-    return real.with_name(real.name + ".partial")
+    return real.with_name(real.name + PARTIAL)
 
 
 def sweep(folder: str | Path) -> None:
     """Delete what interrupted writes have left in a folder."""
-    for partial in Path(folder).glob("*.partial"):
+    for partial in Path(folder).glob(f"*{PARTIAL}"):
         partial.unlink(missing_ok=True)
 
 

@@ -66,11 +66,18 @@ def test_a_link_is_written_through(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"x"
 
 
-def test_partials_are_swept(tmp_path: Path) -> None:
-    for name in ("a.pt.partial", "b.pt"):
-        (tmp_path / name).write_text("")
+def test_what_interrupted_writes_left_is_swept_and_nobody_elses_partials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "film.mkv.partial").write_text("half")
+    write_atomically(tmp_path / "film.mkv", b"whole")
+    with monkeypatch.context() as killed:
+        killed.setattr(Path, "unlink", lambda *given, **options: None)
+        with pytest.raises(TypeError):
+            write_atomically(tmp_path / "a.pt", "not bytes")  # type: ignore[arg-type]
+    assert len(list(tmp_path.iterdir())) == 3
     sweep(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["b.pt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["film.mkv", "film.mkv.partial"]
 
 
 HOLDER = """

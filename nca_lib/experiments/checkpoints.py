@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from nca_lib.errors import ExperimentError, NCAError, TrainingError
 from nca_lib.experiments.settings import Experiment
-from nca_lib.files import write_atomically, writing
+from nca_lib.files import PARTIAL, write_atomically, writing
 
 NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 # What may differ when a training goes on: none of these decides what is learnt from one step to the next.
@@ -56,7 +56,7 @@ def write(folder: Path, state: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    fresh = folder / f"{NEWEST}.partial"
+    fresh = folder / f"{NEWEST}{PARTIAL}"
     write_atomically(fresh, buffer.getvalue())
     with writing(folder):
         if (folder / NEWEST).is_file():

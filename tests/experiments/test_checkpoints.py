@@ -22,6 +22,7 @@ from nca_lib.errors import DataError, ExperimentError, OutputError, TrainingErro
 from nca_lib.experiments import checkpoints, tasks, training
 from nca_lib.experiments.settings import Experiment
 from nca_lib.experiments.training import train
+from nca_lib.files import PARTIAL
 
 
 def run(folder: Path, **options: Any) -> None:
@@ -117,11 +118,11 @@ def test_where_none_is_whole_one_line_names_file_and_cure(kind: str, folder: Pat
 
 def test_a_kill_between_two_generations_loses_nothing(finished: Path, folder: Path) -> None:
     (folder / "checkpoint.pt").replace(folder / "checkpoint.previous.pt")
-    (folder / "checkpoint.pt.partial").write_bytes(b"half")
+    (folder / f"checkpoint.pt{PARTIAL}").write_bytes(b"half")
     run(folder, resume=True)
     assert (folder / "checkpoint.previous.pt").is_file()
     assert weights.record(folder / "model.safetensors")["steps"] == 12
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob(f"*{PARTIAL}"))
 
 
 @pytest.mark.parametrize(
