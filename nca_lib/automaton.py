@@ -87,8 +87,9 @@ class GrowingNCA(nn.Module):
         super().__init__()
         self.channels, self.update_probability = channels, update_probability
         self.firing: Noise = TorchNoise()
-        self.perceive = FixedPerception(channels) if perception == "fixed" else LearnedPerception(channels)
+        # First: loading refuses a layer that is too large before it takes memory, but not fixed filters.
         self.widen = nn.Conv2d(3 * channels, hidden, 1)
+        self.perceive = FixedPerception(channels) if perception == "fixed" else LearnedPerception(channels)
         self.narrow = nn.Conv2d(hidden, channels, 1, bias=False)
         nn.init.zeros_(self.narrow.weight)  # an untrained automaton does nothing, which is a good start
 

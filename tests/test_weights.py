@@ -13,7 +13,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 import nca_lib
-from nca_lib import weights
+from nca_lib import automaton, weights
 from nca_lib.cascade import Cascade, cascade_of
 from nca_lib.diff_nca import DiffNCA
 from nca_lib.experiments.settings import Experiment
@@ -168,6 +168,16 @@ def test_a_hostile_record_is_refused_in_one_line(case: str, tmp_path: Path) -> N
         weights.load(path)
     assert "stranger.safetensors" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_layer_that_is_too_large_is_refused_before_fixed_filters_take_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"experiment": {"name": "tiny", "model": {"kind": "growing-nca", "channels": 3000}}}
+    hostile(tmp_path / "stranger.safetensors", TINY.build_model().state_dict(), record)
+    monkeypatch.setattr(automaton, "sobel_filters", lambda: pytest.fail("filters are made"))
+    with pytest.raises(WeightsError, match=r"a layer of .* weights"):
+        weights.load(tmp_path / "stranger.safetensors")
 
 
 def test_hostile_tensors_are_refused_by_name(tmp_path: Path) -> None:
