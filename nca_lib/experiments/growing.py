@@ -106,7 +106,7 @@ class GrowingTask:
             order = self._distance(state).argsort(descending=True)
             indices, state = indices[order], state[order]
             state[:1] = self.model.seed(self.options.size)
-            if self.options.regime == "regenerate":
+            if self.options.regime == "regenerate" and self.batch > 1:  # a seed alone is left whole
                 hurt = max(1, self.batch * 3 // 8)  # three of eight, as published
                 state[-hurt:] = self._damaged(state[-hurt:])
         steps = int(torch.randint(self.options.min_rollout, self.options.max_rollout + 1, (1,)))

@@ -111,12 +111,12 @@ def test_each_batch_has_a_timestep_from_every_stratum_and_all_timesteps_come(
     assert torch.bincount(timesteps[:, 0], minlength=6).sub(200 / 6).abs().max() < 4 * 5.3
 
 
-def ordered_pool(regime: str, monkeypatch: pytest.MonkeyPatch) -> tuple[GrowingTask, Tensor]:
+def ordered_pool(regime: str, monkeypatch: pytest.MonkeyPatch, batch: int = 8) -> tuple[GrowingTask, Tensor]:
     """A task that has taken one step, and its pool before: 8 states, the first the best, the last the worst.
 
     The automaton does nothing, so that the pool shows what the rollout began with.
     """
-    experiment = growing(regime, batch=8).to_dict()
+    experiment = growing(regime, batch=batch).to_dict()
     experiment["growing"]["size"] = 40
     task = GrowingTask(Experiment.from_dict(experiment), CPU)
     before = torch.ones(8, 6, 40, 40)
@@ -145,6 +145,17 @@ def test_of_eight_states_the_three_best_are_damaged(monkeypatch: pytest.MonkeyPa
     assert ((centres > 9.5) & (centres < 30.5)).all()  # in the middle half of 40 cells
     assert torch.pdist(centres).min() > 1  # each has its own
     assert ((radii > 3.8) & (radii < 8.2)).all()  # a tenth to a fifth of the size
+
+
+@pytest.mark.parametrize(("batch", "hurt"), [(1, 0), (2, 1)])
+def test_the_seed_is_never_damaged_however_small_the_batch(
+    batch: int, hurt: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GrowingTask, "_damaged", lambda task, state: torch.zeros_like(state))
+    task, _ = ordered_pool("regenerate", monkeypatch, batch)
+    states = task.pool.states
+    assert sum(torch.equal(state[None], task.model.seed(40)) for state in states) == 1
+    assert (states == 0).all((1, 2, 3)).sum() == hurt
 
 
 def test_growing_begins_with_seeds_whatever_the_pool_holds(monkeypatch: pytest.MonkeyPatch) -> None:
