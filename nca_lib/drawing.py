@@ -80,9 +80,12 @@ def _sample(arguments: argparse.Namespace) -> None:
     height, width = _size(arguments.size)
     arguments.count = arguments.count or len(arguments.ask or [""])
     device = device_of(arguments.device)
-    files.check_output(arguments.out, arguments.force)
-    images = _draw(arguments, (height, width), device)
     columns = min(arguments.columns or 4, arguments.count)
+    size = (
+        (height, width) if arguments.count == 1 else files.sheet_size(arguments.count, columns, height, width)
+    )
+    files.check_output(arguments.out, arguments.force, size=size)
+    images = _draw(arguments, (height, width), device)
     picture = files.sheet(images, columns) if len(images) > 1 else images[0]
     files.write(picture, arguments.out, force=arguments.force)
     print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
@@ -194,6 +197,7 @@ def _edit(
         arguments.out,
         changed,
         channels=model.image_channels,
+        factor=factor,
         force=arguments.force,
         max_pixels=arguments.max_pixels,
     )

@@ -23,7 +23,9 @@ from nca_lib.errors import DataError
 from nca_lib.files import check_writable, write_atomically
 
 WRITTEN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".ppm", ".pgm")
-"""Suffixes of the formats that hold a picture of any size as it is, or nearly so."""
+"""Suffixes of the formats that hold a picture as it is, or nearly so."""
+LONGEST = {".webp": 16_383, ".jpg": 65_500, ".jpeg": 65_500}
+"""How many pixels a side may have, of formats with such a limit; that of JPEG is libjpeg's."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def write(image: Tensor, path: str | Path, like: Original | None = None, force: 
         DataError: the file exists and `force` is off, or the format is unknown or cannot hold the image.
     """
     path = Path(path)
-    check_output(path, force, like)
+    check_output(path, force, like, (image.shape[1], image.shape[2]))
     mode = like.mode if like else "RGB" if len(image) == 3 else "L"
     image = image.detach().cpu().float().clamp(-1, 1)
     if mode != "RGB" and len(image) == 3:
@@ -141,8 +143,24 @@ def sheet(images: Tensor, columns: int, padding: int = 2) -> Tensor:
     return F.pad(whole, (0, padding, 0, padding), value=-1)
 
 
-def check_output(path: str | Path, force: bool = False, like: Original | None = None) -> None:
+def sheet_size(count: int, columns: int, height: int, width: int, padding: int = 2) -> tuple[int, int]:
+    """Height and width of the [`sheet`][] of so many images."""
+    return -(-count // columns) * (height + padding) + padding, columns * (width + padding) + padding
+
+
+def check_output(
+    path: str | Path,
+    force: bool = False,
+    like: Original | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
     """Refuse, before anything is computed, an output that could not be written.
+
+    Args:
+        path: the output's file.
+        force: overwrite it if it exists.
+        like: the file that the image comes from.
+        size: the image's height and width, where they are known before.
 
     Raises:
         DataError: the file exists and `force` is off, or its format is unknown or cannot hold such an image.
@@ -157,6 +175,12 @@ def check_output(path: str | Path, force: bool = False, like: Original | None = 
         )
     if path.exists() and not force:
         raise DataError(f"{path} exists; add --force to overwrite it, or choose another name")
+    longest = LONGEST.get(path.suffix.lower())
+    if size and longest and max(size) > longest:
+        raise DataError(
+            f"{path}: {size[1]}x{size[0]} is too large for {path.suffix} (up to {longest:,} pixels a side); "
+            ".png and .tiff hold it"
+        )
     mode = like.mode if like else "RGB"
     sample = Image.new(mode, (8, 8))
     if like and like.alpha:
@@ -170,6 +194,7 @@ def edit(
     change: Callable[[Tensor], Tensor],
     *,
     channels: int = 3,
+    factor: int = 1,
     force: bool = False,
     max_pixels: int = MOST_PIXELS,
 ) -> Tensor:
@@ -180,6 +205,7 @@ def edit(
         out: the result's file.
         change: maps (1, `channels`, H, W) to (1, `channels`, H', W'), both in [-1, 1].
         channels: 3, or 1 for a model of grey images.
+        factor: how many times larger the result is.
         force: overwrite `out` if it exists.
         max_pixels: the most that the image may have.
 
@@ -187,7 +213,7 @@ def edit(
         DataError: a file cannot be read, or not be written.
     """
     image, original = read(source, max_pixels)
-    check_output(out, force, original)
+    check_output(out, force, original, (factor * image.shape[1], factor * image.shape[2]))
     result = change(image[None] if channels == 3 else image.mean(0)[None, None])
     write(result[0], out, original, force)
     return result

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.utils import make_grid
 
-from nca_lib.data.files import WRITTEN, check_output, edit, read, read_mask, sheet, write
+from nca_lib.data.files import WRITTEN, check_output, edit, read, read_mask, sheet, sheet_size, write
 from nca_lib.errors import DataError, OutputError
 
 RNG = np.random.default_rng(0)
@@ -190,6 +190,20 @@ def test_odd_formats_are_refused_before_anything_is_computed(tmp_path: Path) -> 
         assert np.abs(back - PIXELS[..., :3]).mean() < 60  # noise of 35 pixels, which JPEG blurs
 
 
+@pytest.mark.parametrize(("suffix", "longest"), [(".webp", 16_383), (".jpg", 65_500), (".JPEG", 65_500)])
+def test_a_picture_too_long_for_its_format_is_refused_before_it_is_computed(
+    suffix: str, longest: int, tmp_path: Path
+) -> None:
+    out, source = tmp_path / f"out{suffix}", stored(RGB, tmp_path / "in.png")
+    write(torch.zeros(1, 1, longest), out)
+    assert Image.open(out).size == (longest, 1)
+    message = rf"out{suffix}: {longest + 1}x1 is too large for {suffix} \(up to {longest:,} pixels a side\)"
+    with pytest.raises(DataError, match=message):
+        check_output(out, force=True, size=(1, longest + 1))
+    with pytest.raises(DataError, match="is too large"):
+        edit(source, out, lambda image: pytest.fail("computed"), factor=longest, force=True)
+
+
 def test_a_bomb_is_named_and_the_limit_can_be_raised(tmp_path: Path) -> None:
     bomb = stored(Image.new("1", (20_000, 10_000)), tmp_path / "bomb.png")
     with pytest.raises(
@@ -212,6 +226,7 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
 def test_a_sheet_is_laid_out_as_torchvisions_grid(count: int, columns: int, padding: int) -> None:
     images = torch.rand(count, 3, 5, 7) * 2 - 1
     ours = sheet(images, columns, padding)
+    assert ours.shape[1:] == sheet_size(count, columns, 5, 7, padding)
     if count == 1:  # which torchvision leaves without a border
         assert torch.equal(ours[:, 2:-2, 2:-2], images[0])
         return
