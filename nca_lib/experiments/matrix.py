@@ -9,9 +9,9 @@
     name = "faces-fourier-quadrant"    # by default the base's own
     model.window = "quadrant"
 
-Rows are appended to a table of JSON lines, one for each entry and each snapshot of its training. A row that
-is there, of the same experiment and evaluation, is not made again. What was interrupted goes on from its
-checkpoint.
+Rows are appended to a table of JSON lines, one for each entry and each snapshot of its training, where that
+was not over before by the clock. A row that is there, of the same experiment and evaluation, is not made
+again. What was interrupted goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def run(
             {"name": entry.name, "matrix": matrix.name, "weights": stage, **settings} for stage in stages
         ]
         missing = [row for row in wanted if _identity(row) not in done]
-        if not missing:
+        by_clock = entry.training.minutes is not None  # and so perhaps over before the last snapshots
+        if not missing or (by_clock and wanted[-1] not in missing):
             say(f"{entry.name}: done before")
             continue
         place = Path(folder) / entry.name
@@ -167,6 +168,8 @@ def run(
             say(f"{entry.name}: diverged at {diverged['diverged']}")
             _append(table, [row | diverged for row in missing])
             continue
+        if by_clock:
+            missing = agreed([row for row in missing if (place / f"{row['weights']}.safetensors").is_file()])
         for row in missing:
             say(f"{entry.name}: evaluating {row['weights']}")
             _append(table, [row | _measured(matrix, entry, place, row["weights"], used)])

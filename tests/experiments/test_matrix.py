@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -245,6 +247,23 @@ def test_snapshots_have_rows_of_their_own(tmp_path: Path) -> None:
     ]
     hashes = {row["recipe"]["model_sha256"] for row in found}
     assert len(hashes) == 3
+
+
+def test_a_training_that_the_clock_ends_has_rows_of_the_snapshots_that_it_came_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = first_only(SMALL).replace(
+        "training.steps = 2\ntraining.snapshots = 0", "training.steps = 8\ntraining.snapshots = 2"
+    )
+    (tmp_path / "small.toml").write_text(text)
+    small, table, said = matrix.read(tmp_path / "small.toml", minutes=0.4), tmp_path / "t.jsonl", []
+    ticks = itertools.count()  # one when training begins, and one for each step, of 8 seconds
+    clock = SimpleNamespace(perf_counter=lambda: 8.0 * next(ticks))
+    monkeypatch.setattr("nca_lib.experiments.training.time", clock)
+    found = matrix.run(small, tmp_path / "runs", table, device="cpu", progress=said.append)
+    assert [(row["weights"], row["steps"]) for row in found] == [("model-0000002", 2), ("model", 3)]
+    assert matrix.run(small, tmp_path / "runs", table, device="cpu", progress=said.append) == found
+    assert said[-1] == "first: done before"
 
 
 def test_what_diverges_has_a_row_that_says_so_and_the_rest_goes_on(
