@@ -228,13 +228,14 @@ class DiffusionTask(_ImageTask):
         return total / 8
 
     def preview(self, model: nn.Module) -> Tensor:
-        """Eight samples by 25 DDIM steps, always from the same noise, told of held-out images if of any."""
+        """Eight samples by DDIM, always from the same noise, told of held-out images if of any."""
         assert isinstance(model, Denoiser)
         with forked_random(self.device):
             torch.manual_seed(0)
             told = self._context(self._held_out_images()[:8].to(self.device), Part())
         size = (self.data.size, self.data.size) if told is None else (told.shape[2], told.shape[3])
-        return sample(_told(model, told), size, count=8, steps=25) / 2 + 0.5
+        steps = min(25, model.schedule.timesteps)
+        return sample(_told(model, told), size, count=8, steps=steps) / 2 + 0.5
 
 
 def _told(model: Denoiser, context: Tensor | None) -> Denoiser:

@@ -259,14 +259,14 @@ def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool)
         if run.step % options.log_every == 0:
             rate, speed = options.learning_rate * factor, run.images_per_second
             events.add(run.step, loss=run.smooth_loss, learning_rate=rate, images_per_second=speed)
+        if run.step in snapshots:
+            run.save_model(f"model-{run.step:07d}")
+        if run.step % options.save_every == 0 or run.progress() >= 1:
+            run.save()
         if run.step % options.sample_every == 0 or run.progress() >= 1:
             samples = sheet(2 * task.preview(average.module.eval()).clamp(0, 1) - 1, 4)
             write(samples, folder / f"samples-{run.step:07d}.png", force=True)
             events.add(run.step, samples / 2 + 0.5)
-        if run.step in snapshots:
-            run.save_model(f"model-{run.step:07d}")
-        if run.step % options.save_every == 0:
-            run.save()
     bar.close()
     if events is not None:
         if run.saved != run.step:

@@ -372,6 +372,23 @@ def test_snapshots_are_the_averaged_weights_at_halves_of_the_steps(tmp_path: Pat
     assert all(torch.equal(early[name], expected[name]) for name in early)
 
 
+def test_fewer_timesteps_than_a_preview_takes_train_too(tmp_path: Path) -> None:
+    short = Experiment.from_dict(diffusing().to_dict() | {"diffusion": {"timesteps": 20}})
+    train(short, tmp_path, device="cpu", progress=False)
+    assert weights.record(tmp_path / "model.safetensors")["steps"] == 12
+    assert (tmp_path / "samples-0000012.png").is_file()
+
+
+def test_what_was_learnt_is_saved_before_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(task: DiffusionTask, model: nn.Module) -> None:
+        raise RuntimeError("no preview")
+
+    monkeypatch.setattr(DiffusionTask, "preview", fails)
+    with pytest.raises(RuntimeError, match="no preview"):
+        train(diffusing(save_every=100), tmp_path, device="cpu", progress=False)
+    assert weights.record(tmp_path / "model.safetensors")["steps"] == checkpoint(tmp_path)["step"] == 12
+
+
 def test_training_can_start_from_trained_weights(tmp_path: Path) -> None:
     train(diffusing(), tmp_path / "first", device="cpu", progress=False)
     start = str(tmp_path / "first" / "model.safetensors")
