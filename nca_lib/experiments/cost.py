@@ -18,6 +18,7 @@ import math
 import time
 import weakref
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,17 +26,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from nca_lib.automaton import GrowingNCA, rollout
 from nca_lib.baselines import VNCA
+from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import UsageError
 from nca_lib.experiments.kinds import DATASETS, arguments
 from nca_lib.experiments.settings import Experiment
+from nca_lib.experiments.tasks import teacher_of
 
 COUNTED = 4  # images in the step that is counted: few, for what is counted grows with their number
 # Of the peaks in data sheets, these parts are assumed to be reached.
@@ -163,20 +166,32 @@ class _Meter(TorchDispatchMode):
 
 
 def work_of(experiment: Experiment) -> Work:
-    """Count a training step of an experiment, in mixed precision if it trains so; no data are needed."""
-    with FakeTensorMode():  # shapes and precisions are those of the CPU, numbers there are none
+    """Count a training step of an experiment, in mixed precision if it trains so; no data are needed.
+
+    Raises:
+        WeightsError: there are no weights of its teacher.
+        ExperimentError: these can teach it nothing.
+    """
+    teacher = teacher_of(experiment) if experiment.training.teacher else None
+    fake = FakeTensorMode()  # shapes and precisions are those of the CPU, numbers there are none
+    with FakeCopyMode(fake):
+        teacher = deepcopy(teacher)
+    if teacher and isinstance(teacher.network, DiffNCA):
+        # Whether all timesteps are the same is asked of their numbers; in training they are not.
+        teacher.network.shared = lambda time: time  # type: ignore[method-assign]
+    with fake:
         torch.manual_seed(0)
         model = experiment.build_model()
         with _Meter() as meter:
             with torch.autocast("cpu", torch.bfloat16, enabled=experiment.training.bf16):
-                loss = _loss(model, experiment)
+                loss = _loss(model, experiment, teacher)
             loss.backward()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     memory = max(meter.peak - 4 * parameters, 0) / COUNTED  # without the parameters' gradients
     return Work(meter.operations / COUNTED, meter.bytes / COUNTED, memory, meter.products, parameters)
 
 
-def _loss(model: nn.Module, experiment: Experiment) -> Tensor:
+def _loss(model: nn.Module, experiment: Experiment, teacher: Denoiser | None) -> Tensor:
     if isinstance(model, GrowingNCA):
         growing = experiment.growing
         steps = (growing.min_rollout + growing.max_rollout) // 2
@@ -187,8 +202,9 @@ def _loss(model: nn.Module, experiment: Experiment) -> Tensor:
     if isinstance(model, VNCA):
         return model.loss(images)
     if model.context_channels:
-        model = model.given(torch.zeros(COUNTED, model.context_channels, size, size))
-    return model.loss(images, torch.zeros(COUNTED, dtype=torch.long), images)
+        told = torch.zeros(COUNTED, model.context_channels, size, size)
+        model, teacher = model.given(told), teacher and teacher.given(told)
+    return model.loss(images, torch.zeros(COUNTED, dtype=torch.long), images, teacher)
 
 
 @dataclass(frozen=True)

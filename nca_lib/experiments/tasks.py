@@ -181,7 +181,7 @@ class DiffusionTask(_ImageTask):
         self.model: Denoiser = experiment.build_model().to(device)  # type: ignore[assignment]
         self.teacher: Denoiser | None = None
         if experiment.training.teacher:
-            self.teacher = _teacher(experiment).to(device)
+            self.teacher = teacher_of(experiment).to(device)
             if experiment.training.compile:
                 compile_step(self.teacher, device)
 
@@ -242,7 +242,13 @@ def _told(model: Denoiser, context: Tensor | None) -> Denoiser:
     return model if context is None else model.given(context)
 
 
-def _teacher(experiment: Experiment) -> Denoiser:
+def teacher_of(experiment: Experiment) -> Denoiser:
+    """The trained model that `training.teacher` names.
+
+    Raises:
+        WeightsError: there are no such weights.
+        ExperimentError: it is no denoiser, or one of another target or schedule than the experiment's.
+    """
     name = experiment.training.teacher
     teacher = load(str(name))
     wanted = experiment.diffusion

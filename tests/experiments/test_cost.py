@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from nca_lib import weights
 from nca_lib.__main__ import main
-from nca_lib.errors import UsageError
+from nca_lib.errors import ExperimentError, UsageError
 from nca_lib.experiments import cost
 from nca_lib.experiments.cost import (
     COUNTED,
@@ -25,7 +26,7 @@ from nca_lib.experiments.cost import (
     work_of,
 )
 from nca_lib.experiments.files import names
-from nca_lib.experiments.matrix import read
+from nca_lib.experiments.matrix import operations, read
 from nca_lib.experiments.settings import Experiment
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,17 @@ def test_every_kind_of_model_is_counted(name: str) -> None:
     overrides = {"growing.min_rollout": 2, "growing.max_rollout": 2} if name == "growing-grow" else {}
     work = work_of(Experiment.read(name, overrides))
     assert min(work.operations, work.bytes, work.memory, work.parameters) > 0
+
+
+def test_a_student_takes_its_teachers_forward_pass_too() -> None:
+    taught = Experiment.read("tissue-distil-5", {"data.size": 16})
+    alone = Experiment.read("tissue-distil-5", {"data.size": 16, "training.teacher": "none"})
+    more = work_of(taught).operations - work_of(alone).operations
+    teacher = Experiment.from_dict(weights.record("tissue-diff-nca")["experiment"]).build_model()
+    assert more == pytest.approx(operations(teacher, 16), rel=0.1)
+    assert work_of(taught).parameters == work_of(alone).parameters
+    with pytest.raises(ExperimentError, match="growing-grow is no denoiser"):
+        work_of(Experiment.read("tissue-distil-5", {"training.teacher": "growing-grow"}))
 
 
 def test_a_size_that_nobody_says_is_the_datas() -> None:
