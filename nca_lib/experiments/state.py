@@ -79,7 +79,8 @@ class Run:
         self.seconds = seconds
         smooth = 0.0 if math.isnan(self.smooth_loss) else 0.98
         self.smooth_loss = loss if not smooth else smooth * self.smooth_loss + (1 - smooth) * loss
-        self.images_per_second = smooth * self.images_per_second + (1 - smooth) * rate
+        kept = smooth if self.images_per_second else 0.0  # after a resume the rate begins anew
+        self.images_per_second = kept * self.images_per_second + (1 - kept) * rate
 
     def save_model(self, name: str) -> None:
         """Write the averaged weights with their record, atomically."""

@@ -179,7 +179,8 @@ def _train(
     options = experiment.training
     torch.manual_seed(options.seed)
     task = task_of(experiment, device)
-    if options.init_from:
+    goes_on = resume and agreed(checkpoints.newest(folder))  # a shared folder may show it to some later
+    if options.init_from and not goes_on:
         try:
             task.model.load_state_dict(load(options.init_from).state_dict())
         except RuntimeError as error:
@@ -191,7 +192,7 @@ def _train(
     optimizers = optimizers_of(task.model, options)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     run = Run(experiment, folder, task, average, optimizers, device)
-    if resume and agreed(checkpoints.newest(folder)):  # a shared folder may show it to some later
+    if goes_on:
         run.restore(resume_anyway)
         agreed(None)  # before the first writes again what the others read
     if leads():

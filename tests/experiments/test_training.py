@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from nca_lib import devices, fast, weights
-from nca_lib.errors import ExperimentError, TrainingError
+from nca_lib.errors import ExperimentError, TrainingError, WeightsError
 from nca_lib.experiments import state
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import DiffusionTask
@@ -156,6 +156,10 @@ def test_progress_is_reported_by_moving_averages(tmp_path: Path) -> None:
     assert (run.step, run.seconds) == (2, 2.5)
     assert run.smooth_loss == pytest.approx(0.98 * 5 + 0.02 * 10)
     assert run.images_per_second == pytest.approx(0.98 * 3 + 0.02 * 12)
+    run.images_per_second = 0.0  # as after a resume
+    run.count(10.0, seconds=4.5)
+    assert run.smooth_loss == pytest.approx(0.98 * 5.1 + 0.02 * 10)
+    assert run.images_per_second == 3.0
 
 
 @pytest.mark.parametrize(("step", "seconds", "over"), [(1, 1800.0, 0.5), (8, 1800.0, 0.8), (10, 0.0, 1.0)])
@@ -401,6 +405,18 @@ def test_training_can_start_from_trained_weights(tmp_path: Path) -> None:
     record = weights.record(tmp_path / "same" / "model.safetensors")
     assert (record["steps"], record["images_seen"], record["training_loss"]) == (0, 0, None)
     assert record["held_out_loss"] > 0
+
+
+def test_a_training_goes_on_without_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    train(diffusing(steps=1), tmp_path / "first", device="cpu", progress=False)
+    start = (tmp_path / "first" / "model.safetensors").rename(tmp_path / "start.safetensors")
+    train(diffusing(steps=2, init_from=str(start)), tmp_path / "run", device="cpu", progress=False)
+    start.unlink()
+    further = diffusing(steps=3, init_from=str(start))
+    train(further, tmp_path / "run", device="cpu", progress=False, resume=True)
+    assert checkpoint(tmp_path / "run")["step"] == 3
+    with pytest.raises(WeightsError, match=r"no weights .*start\.safetensors"):
+        train(further, tmp_path / "anew", device="cpu", progress=False)
 
 
 def test_weights_of_another_model_are_no_start(tmp_path: Path) -> None:
