@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA
 from nca_lib.cascade import coarse_context
-from nca_lib.data.images import Stream
+from nca_lib.data.images import Images, Stream
 from nca_lib.devices import compile_step, forked_random
 from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.editing import reduce
@@ -109,6 +110,32 @@ def _check_memory(experiment: Experiment, device: torch.device) -> None:
     check_memory(part * side**2 * per_pixel, what, cure, device)
 
 
+def check_fits(experiment: Experiment, model: Denoiser | VNCA, data: Images) -> None:
+    """Refuse a model of other images than the data's, which might broadcast, or of another context.
+
+    Raises:
+        ExperimentError: their channels differ, the size of an MLP or VNCA does, or what cells are told.
+    """
+    said, kind, factor = experiment.spelt_out()["model"], experiment.data["kind"], experiment.context.factor
+    if model.image_channels != data.channels:
+        key = "channels" if said["kind"] == "mlp" else "image_channels"
+        raise ExperimentError(
+            f"model.{key} is {model.image_channels}; images of data.kind {kind} have {data.channels}"
+        )
+    size = said.get("size")
+    if isinstance(size, int) and size != data.size:  # a UNet's is a word
+        raise ExperimentError(f"model.size is {size}; the images are {data.size}x{data.size}, see data.size")
+    told, reads = len(data.image(0, np.random.default_rng(0))) - data.channels, 0
+    if isinstance(model, Denoiser):
+        told, reads = told + (data.channels + 1 if factor else 0), model.context_channels
+    if told != reads:
+        whose = "" if "context_channels" in said else f" for {said['kind']}"
+        raise ExperimentError(
+            f"model.context_channels is {reads}{whose}; "
+            f"data.kind {kind} and context.factor {factor or 'none'} tell {told}"
+        )
+
+
 class _ImageTask:
     """What diffusion models and VNCA share: an endless stream of images, and a held-out split."""
 
@@ -119,6 +146,12 @@ class _ImageTask:
         self.parts = parts(experiment.training)
         self.part = self.parts[0]
         self.ahead: Tensor | None = None
+
+    def _built(self, experiment: Experiment) -> nn.Module:
+        model: Any = experiment.build_model()
+        for data in (self.data, self.held_out):
+            check_fits(experiment, model, data)
+        return model.to(self.device)
 
     def start(self, step: int) -> None:
         """Continue the stream of images at batch `step`."""
@@ -178,7 +211,7 @@ class DiffusionTask(_ImageTask):
 
     def __init__(self, experiment: Experiment, device: torch.device):
         super().__init__(experiment, device)
-        self.model: Denoiser = experiment.build_model().to(device)  # type: ignore[assignment]
+        self.model: Denoiser = self._built(experiment)  # type: ignore[assignment]
         self.teacher: Denoiser | None = None
         if experiment.training.teacher:
             self.teacher = teacher_of(experiment).to(device)
@@ -268,7 +301,7 @@ class VNCATask(_ImageTask):
 
     def __init__(self, experiment: Experiment, device: torch.device):
         super().__init__(experiment, device)
-        self.model: VNCA = experiment.build_model().to(device)  # type: ignore[assignment]
+        self.model: VNCA = self._built(experiment)  # type: ignore[assignment]
 
     def loss(self) -> Tensor:
         """The negative evidence lower bound."""
@@ -292,6 +325,7 @@ def task_of(experiment: Experiment, device: torch.device) -> Task:
 
     Raises:
         TooLargeError: the model or a batch does not fit into memory.
+        ExperimentError: the model and its data do not fit, see [`check_fits`][], nor its teacher.
     """
     _check_memory(experiment, device)
     kinds: dict[str, type] = {"growing-nca": GrowingTask, "vnca": VNCATask}

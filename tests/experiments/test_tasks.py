@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,14 @@ from nca_lib.cascade import Cascade
 from nca_lib.data.conditional import DigitsByClass, FacesByAttributes, attribute_planes
 from nca_lib.data.faces import GLASSES, HAIR_COLOURS, SKINS, Faces
 from nca_lib.diffusion import Denoiser
-from nca_lib.errors import DataError
+from nca_lib.errors import DataError, ExperimentError
+from nca_lib.experiments import files, matrix
 from nca_lib.experiments import growing as growing_module
 from nca_lib.experiments.growing import GrowingTask
+from nca_lib.experiments.kinds import DATASETS
 from nca_lib.experiments.parallel import Part
 from nca_lib.experiments.settings import Experiment
-from nca_lib.experiments.tasks import DiffusionTask, task_of
+from nca_lib.experiments.tasks import DiffusionTask, check_fits, task_of
 from nca_lib.noise import CounterNoise
 
 CPU = torch.device("cpu")
@@ -67,6 +70,50 @@ def test_evaluations_and_previews_repeat_and_leave_the_random_state_alone(experi
     images = seen[0]
     assert len(images) == 8
     assert 0 <= images.min() < images.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("tissue-diff-nca", {"data.kind": "digits"}, "model.image_channels is 3; .*digits have 1"),
+        ("digits-fourier", {"data.kind": "faces"}, "model.image_channels is 1; .*faces have 3"),
+        ("faces-vnca", {"data.kind": "digits"}, "model.image_channels is 3; .*digits have 1"),
+        ("digits-mlp", {"data.kind": "tissue"}, "model.channels is 1; .*tissue have 3"),
+        ("digits-mlp", {"data.size": 16}, "model.size is 8; the images are 16x16"),
+        ("digits-vnca", {"data.size": 16}, "model.size is 32; the images are 16x16"),
+        ("tissue-vnca", {"data.test_size": 16}, "model.size is 32; the images are 16x16"),
+        ("digits-vnca", {"data.kind": "digits-by-class"}, "context_channels is 0 for vnca; .* none tell 10"),
+        ("digits-mlp", {"context.factor": 2}, "context_channels is 0 for mlp; .*context.factor 2 tell 2"),
+        ("digits-by-class", {"data.kind": "digits"}, "context_channels is 10; .*context.factor none tell 0"),
+        ("tissue-half", {"context.factor": "none"}, "context_channels is 4; .*context.factor none tell 0"),
+        ("tissue-scales", {"model.context_channels": 4}, "context_channels is 4; .*context.factor 2 tell 5"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_data_is_refused_by_key(
+    name: str, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ExperimentError, match=said):
+        task_of(Experiment.read(name, changes | {"training.batch": 1}), CPU)
+
+
+PLANES = {"digits-by-class": 10, "faces-by-attributes": 18, "tissue-scales": 1}
+
+
+def test_all_shipped_models_fit_their_data() -> None:
+    entries = [entry for name in files.matrices() for entry in matrix.read(name).entries]
+    checked = 0
+    for experiment in [Experiment.read(name) for name in files.names()] + entries:
+        kind = experiment.data["kind"]
+        if experiment.model["kind"] == "growing-nca":
+            continue
+        with torch.device("meta"):
+            model: Any = experiment.build_model()
+        channels, size = DATASETS[kind].channels, experiment.spelt_out()["data"]["size"]
+        image = torch.zeros(channels + PLANES.get(kind, 0), size, size)
+        data: Any = SimpleNamespace(channels=channels, size=size, image=lambda index, rng, image=image: image)
+        check_fits(experiment, model, data)
+        checked += 1
+    assert checked > 80
 
 
 def test_the_held_out_loss_is_of_held_out_images_at_timesteps_from_all_strata(
