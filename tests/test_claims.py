@@ -177,6 +177,26 @@ def test_context_brings_architecture_and_the_quarter_order() -> None:
     assert max(first) < min(four) < photo["order"]  # "ran as they liked"
 
 
+def test_one_rule_does_the_work_of_several_levels() -> None:
+    by: dict[tuple[str, int], Row] = {(row["model"], row["seed"]): row for row in rows("cascade")}
+    for scale, seeds in (("1/2", 3), ("1", 1)):
+        for seed in range(seeds):
+            one, many = by[f"one rule, {scale}", seed], by[f"cascade, {scale}", seed]
+            assert 0 < one["order"] - many["order"] < 0.03  # "a little more in order"
+            assert one["cpu_seconds_per_megapixel"] > 1.2 * many["cpu_seconds_per_megapixel"]
+            for reduction, seen in many["reductions"].items():
+                for eye, told in seen["metrics"]["extractors"].items():
+                    other = one["reductions"][reduction]["metrics"]["extractors"][eye]
+                    assert near(other["kernel_distance"], told["kernel_distance"], 0.25)
+    assert 2 * by["one rule, 1", 0]["parameters"] == by["cascade, 1", 0]["parameters"]
+    work = {n: Experiment.read(f"tissue-{n}") for n in ("scales", "quarter", "half", "full")}
+    steps = {
+        name: e.training.steps * e.training.batch * e.model["steps"] * e.data["size"] ** 2
+        for name, e in work.items()
+    }
+    assert steps.pop("scales") == pytest.approx(sum(steps.values()), rel=1e-3)
+
+
 def near(value: float, said: float, part: float = 0.1) -> bool:
     return abs(value - said) <= part * said
 
