@@ -88,6 +88,12 @@ class Pieces:
         return fresh
 
 
+def _rules(protocol: str) -> EvaluationProtocol:
+    if protocol not in PROTOCOLS:
+        raise EvaluationError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[protocol]
+
+
 def _check_counts(counts: dict[str, int], protocol: str, extractors: Sequence[Extractor]) -> None:
     subset_size = PROTOCOLS[protocol].subset_size
     widest = max(extractors, key=lambda extractor: extractor.num_features)
@@ -154,11 +160,9 @@ def evaluate(
         EvaluationError: an unknown protocol, too few images, a negative seed, or images that are none (not
             finite, or outside of [-1, 1]). TooLargeError: too many for memory.
     """
-    if protocol not in PROTOCOLS:
-        raise EvaluationError(f"protocol {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+    rules = _rules(protocol)
     if not 0 <= seed < 2**63:
         raise EvaluationError(f"seed is {seed}; from 0 to 2^63 - 1")
-    rules = PROTOCOLS[protocol]
     count = rules.count if count is None else count
     real, floor = real_and_floor({"train": train, "test": test}, rules.split, count, seed)
     counts = {"generated": count, "real": real.count, "floor": floor.count}
@@ -266,6 +270,9 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Evaluate a trained model on its experiment's data by [`evaluate`][].
 
+    Its images have the size of the split that the protocol compares them with; a model that reads a context
+    is told that split's.
+
     Args:
         model: a [`Denoiser`][nca_lib.diffusion.Denoiser] or a [`VNCA`][nca_lib.baselines.VNCA].
         experiment: what it was trained by.
@@ -289,8 +296,9 @@ def evaluate_model(
     device = device_of(device)
     model = model.to(device).eval()
     train, test = experiment.build_data("train"), experiment.build_data("test")
+    compared = {"train": train, "test": test}[_rules(protocol).split]
     return evaluate(
-        generator(model, train, sampler, steps, seed, bf16),
+        generator(model, compared, sampler, steps, seed, bf16),
         train,
         test,
         protocol=protocol,

@@ -557,6 +557,26 @@ def test_a_model_is_evaluated_on_its_own_data() -> None:
     )
 
 
+@pytest.mark.parametrize(("protocol", "side"), [("quick", 16), ("reference", 24)])
+def test_images_are_drawn_of_the_size_that_they_are_compared_at(
+    protocol: str, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nca_lib.evaluation.evaluate.judge_of", lambda *_: None)  # counting nuclei is slow
+    shown = set()
+
+    class Records(Quadrants):
+        def forward(self, images: Tensor) -> Tensor:
+            shown.add(images.shape[1:])
+            return super().forward(images)
+
+    data = {"kind": "tissue", "size": 24, "downscale": 8, "offsets": True, "test_size": 16}
+    experiment = Experiment.from_dict(tiny("diff-nca").to_dict() | {"data": data})
+    options = {"count": 100, "steps": 1, "extractors": [Records()], "device": "cpu"}
+    found = evaluate_model(experiment.build_model(), experiment, protocol=protocol, **options)
+    assert shown == {(3, side, side)}
+    assert found["metrics"]["spectrum_distance"] > found["floor"]["spectrum_distance"]
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_images_are_drawn_by_the_sampler_asked_for(name: str) -> None:
     torch.manual_seed(0)
@@ -590,5 +610,7 @@ def test_what_draws_no_images_is_refused() -> None:
     with pytest.raises(EvaluationError, match="a GrowingNCA draws no images"):
         evaluate_model(experiment.build_model(), experiment, device="cpu")
     experiment = tiny("diff-nca")
+    with pytest.raises(EvaluationError, match="protocol 'good' is unknown"):
+        evaluate_model(experiment.build_model(), experiment, protocol="good", device="cpu")
     with pytest.raises(EvaluationError, match="sampler 'euler' is unknown"):
         evaluate_model(experiment.build_model(), experiment, sampler="euler", device="cpu")
