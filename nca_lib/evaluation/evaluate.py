@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from nca_lib.cascade import Cascade
 from nca_lib.data.images import Images, Split
 from nca_lib.devices import device_of
 from nca_lib.diffusion import Denoiser, check_images
@@ -295,6 +296,8 @@ def evaluate_model(
     """
     device = device_of(device)
     model = model.to(device).eval()
+    if isinstance(model, Cascade) and experiment.data["kind"] == "tissue-scales":
+        experiment = _at_the_finest_scale(experiment)
     train, test = experiment.build_data("train"), experiment.build_data("test")
     compared = {"train": train, "test": test}[_rules(protocol).split]
     return evaluate(
@@ -312,6 +315,13 @@ def evaluate_model(
         recipe=_model_recipe(model, experiment, sampler, steps, bf16),
         progress=progress,
     )
+
+
+def _at_the_finest_scale(experiment: Experiment) -> Experiment:
+    """The experiment on the scale that a cascade draws at, whatever scales its rule was trained on."""
+    scales = experiment.spelt_out()["data"]
+    data = {"kind": "tissue", "size": scales["size"], "downscale": 1, "test_size": scales["test_size"]}
+    return replace(experiment, data=data)
 
 
 def generator(

@@ -13,7 +13,7 @@ from nca_lib.data.images import Images
 from nca_lib.evaluation import coherence
 from nca_lib.extras import extra
 
-STAINED = ("tissue", "slides", "bcss")  # kinds of data that are stained tissue
+STAINED = ("tissue", "tissue-scales", "slides", "bcss")  # kinds of data that are stained tissue
 
 
 class Judge(Protocol):
@@ -110,7 +110,7 @@ class TissueJudge:
         from nca_lib.evaluation.histology import fit_thresholds
 
         images = [train.image(i % len(train), np.random.default_rng([0, i])) for i in range(256)]
-        self.thresholds = fit_thresholds(torch.stack(images))
+        self.thresholds = fit_thresholds(torch.stack(images)[:, : train.channels])
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, 5)."""

@@ -17,9 +17,10 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from nca_lib.cascade import Cascade
 from nca_lib.data.conditional import DigitsByClass
 from nca_lib.data.digits import Digits
-from nca_lib.data.tissue import Tissue
+from nca_lib.data.tissue import Tissue, TissueScales
 from nca_lib.evaluation.distortions import blurred, noisy
 from nca_lib.evaluation.evaluate import (
     PROTOCOLS,
@@ -587,6 +588,30 @@ def test_images_are_drawn_by_the_sampler_asked_for(name: str) -> None:
         for other, sampler in SAMPLERS.items()
     }
     assert [other for other, image in images.items() if torch.equal(image, drawn)] == [name]
+
+
+def test_a_cascade_of_a_rule_of_all_scales_is_compared_at_the_finest(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen_by: dict[str, Any] = {}
+
+    def recorded(generate: Any, train: Any, test: Any, **options: Any) -> dict[str, Any]:
+        seen_by.update(options, train=train, test=test)
+        return {}
+
+    monkeypatch.setattr("nca_lib.evaluation.evaluate.evaluate", recorded)
+    data = {"kind": "tissue-scales", "size": 24, "coarsest": 2, "test_size": 16}
+    experiment = Experiment.from_dict(tiny("diff-nca").to_dict() | {"data": data})
+    options = {"kind": "diff-nca", "channels": 12, "hidden": 8, "context_channels": 5}
+    rule: Any = Experiment.from_dict({"name": "rule", "model": options}).build_model()
+    layout: Any = experiment.build_model()
+    evaluate_model(Cascade(layout, rule, 2, scale=1.0), experiment, device="cpu")
+    assert seen_by["judge"].name == "tissue"
+    assert seen_by["recipe"]["data"]["kind"] == "tissue"
+    for split, size in (("train", 24), ("test", 16)):
+        whole = Tissue(24, split=split, test_size=16)  # type: ignore[arg-type]
+        assert seen_by[split].fingerprint() == whole.fingerprint()
+        assert RealImages(seen_by[split], split, 0, 4, 0).whole(0, 4).shape == (4, 3, size, size)  # type: ignore[arg-type]
+    evaluate_model(layout, experiment, device="cpu")  # what is no cascade draws all scales
+    assert seen_by["judge"].name == "tissue" and isinstance(seen_by["test"], TissueScales)
 
 
 def test_what_is_asked_for_is_what_the_images_show() -> None:
