@@ -40,7 +40,7 @@ def export(model: nn.Module, steps: int = 20) -> dict[str, Any]:
         model: a [`GrowingNCA`][nca_lib.automaton.GrowingNCA] with fixed perception, or a
             [`Denoiser`][nca_lib.diffusion.Denoiser] around a [`DiffNCA`][nca_lib.diff_nca.DiffNCA] with
             `position=false`, `norm="cell"`, or around an [`MLP`][nca_lib.diffusion.MLP]; or a
-            [`Cascade`][nca_lib.cascade.Cascade] of two such DiffNCAs.
+            [`Cascade`][nca_lib.cascade.Cascade] of two such DiffNCAs that is not told its scale.
         steps: denoiser calls of a sample, for the golden frames and as the page's default.
 
     Raises:
@@ -123,11 +123,17 @@ def _diffusion(model: Denoiser, steps: int) -> dict[str, Any]:
 def _cascade(model: Cascade, steps: int) -> dict[str, Any]:
     if type(model.below.network) is not DiffNCA or isinstance(model.below, Cascade):
         raise ExportError("a cascade of two levels runs in the browser; `join` its coarsest two")
-    height, width = DIFFUSION_SIZE
-    like = torch.empty(1, model.image_channels, height // model.factor, width // model.factor)
+    if model.scale is not None:
+        raise ExportError(
+            "a level that is told its scale does not run in the browser; "
+            "levels that were trained on one scale each do"
+        )
+    height, width = (-(-side // model.factor) for side in DIFFUSION_SIZE)
+    like = torch.empty(1, model.image_channels, height, width)
     layout = CounterNoise(GOLDEN_SEED).normal(like, Purpose.START, 0).clamp(-1, 1)
     laid_out = model.laid_out(layout, GOLDEN_STRENGTH)
-    image = sample(laid_out, (height, width), sampler=ddim, steps=steps, seed=GOLDEN_SEED)
+    size = (height * model.factor, width * model.factor)  # the engine draws whole blocks
+    image = sample(laid_out, size, sampler=ddim, steps=steps, seed=GOLDEN_SEED)
     level = Denoiser(model.network, model.schedule, model.target)
     return {
         "kind": "cascade",

@@ -413,6 +413,22 @@ def test_a_cascade_tells_its_cells_what_pytorchs_does(strength: float, sampler: 
     torch.testing.assert_close(array(image, 12, 15, 3), expected[0], atol=PARITY, rtol=0)
 
 
+@pytest.mark.parametrize("factor", [2, 5])
+def test_golden_frames_of_a_cascade_let_any_engine_be_checked(factor: int) -> None:
+    exported = export(Cascade(untrained(), told(14, 4), factor), steps=6)
+    script = """
+    const { size: [height, width], seed, strength, layout } = given.model.golden;
+    const settings = { height, width, seed, strength, steps: given.model.sampler_steps, sampler: "ddim" };
+    const frames = [...E.load(given.model).sample({ layout: floats(layout), ...settings })];
+    console.log(JSON.stringify(text(frames.at(-1).image)));
+    """
+    height, width = (side * factor for side in exported["golden"]["size"])
+    image = array(node(script, model=exported), height, width, 3)
+    torch.testing.assert_close(
+        image, array(exported["golden"]["sample"], height, width, 3), atol=PARITY, rtol=0
+    )
+
+
 def test_the_context_is_read_and_never_written() -> None:
     script = """
     const { network } = E.load(given.model).level, noise = new E.CounterNoise(3);
@@ -433,3 +449,6 @@ def test_of_a_cascade_two_levels_run_in_the_browser() -> None:
         export(Cascade(middle, told(14, 4), 2))
     with pytest.raises(ExportError, match="context_channels"):
         export(told(14, 4))
+    rule = untrained(channels=14, context_channels=5)
+    with pytest.raises(ExportError, match="told its scale"):
+        export(Cascade(untrained(), rule, 2, scale=1.0))
