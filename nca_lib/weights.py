@@ -67,7 +67,8 @@ def join(levels: Sequence[str | Path], path: str | Path) -> None:
     under `levels`; steps, images and seconds are sums.
 
     Raises:
-        WeightsError: no such weights, no levels of one cascade, or another suffix than .safetensors.
+        WeightsError: no such weights, no levels of one cascade (the first reads a context, another one reads
+            other channels than it is told), or another suffix than .safetensors.
         OutputError: the file cannot be written.
     """
     if Path(path).suffix != ".safetensors":
@@ -96,6 +97,11 @@ def _cascade(name: str | Path, records: Sequence[Mapping[str, Any]]) -> nn.Modul
     if len(experiments) < 2:
         raise WeightsError(f"{name}: a cascade has at least two levels")
     model, *levels = [experiment.build_model() for experiment in experiments]
+    if getattr(model, "context_channels", 0):
+        raise WeightsError(
+            f"{name}: {experiments[0].name} reads {model.context_channels} channels of context; "
+            "the coarsest level, which comes first, reads none"
+        )
     factors = [experiment.context.factor or 1 for experiment in experiments[1:]]
     for n, (experiment, level) in enumerate(zip(experiments[1:], levels, strict=True), start=1):
         if experiment.context.factor is None or not isinstance(level, Denoiser):
@@ -103,6 +109,17 @@ def _cascade(name: str | Path, records: Sequence[Mapping[str, Any]]) -> nn.Modul
                 f"{name}: {experiment.name} was not trained with context.factor; it is told nothing"
             )
         scale = 1 / math.prod(factors[n:]) if experiment.data["kind"] == "tissue-scales" else None
+        if level.image_channels != model.image_channels:
+            raise WeightsError(
+                f"{name}: {experiment.name} draws {level.image_channels} channels, the level below it "
+                f"{model.image_channels}; they must be as many"
+            )
+        told = level.image_channels + 1 + (scale is not None)
+        if level.context_channels != told:
+            raise WeightsError(
+                f"{name}: {experiment.name} reads {level.context_channels} channels of context; "
+                f"as a level of a cascade it is told {told}"
+            )
         model = Cascade(model, level, experiment.context.factor, scale=scale)  # type: ignore[arg-type]
     return model
 

@@ -299,6 +299,24 @@ def test_what_is_no_cascade_is_not_joined(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_levels_that_do_not_fit_each_other_are_not_joined(tmp_path: Path) -> None:
+    factor: dict[str, object] = {"context": {"factor": 2}}
+    layout, half = level("layout", tmp_path), level("half", tmp_path, **factor)
+    full = level("full-scale", tmp_path, **factor)
+    grey = level("grey", tmp_path, model={"image_channels": 1, "context_channels": 0})
+    five = level("five", tmp_path, model={"context_channels": 5}, **factor)
+    plain = level("plain", tmp_path, data={"kind": "tissue-scales"}, **factor)
+    for levels, message in (
+        ([half, full], "half reads 4 channels of context; the coarsest level, which comes first, reads none"),
+        ([grey, half], "half draws 3 channels, the level below it 1; they must be as many"),
+        ([layout, five], "five reads 5 channels of context; as a level of a cascade it is told 4"),
+        ([layout, plain], "plain reads 4 channels of context; as a level of a cascade it is told 5"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            weights.join(levels, tmp_path / "joined.safetensors")
+    assert not (tmp_path / "joined.safetensors").exists()
+
+
 def test_a_joined_file_whose_record_misses_a_level_is_refused(tmp_path: Path) -> None:
     levels = [level("layout", tmp_path), level("half", tmp_path, context={"factor": 4})]
     weights.join(levels, path := tmp_path / "joined.safetensors")
