@@ -570,7 +570,7 @@ def test_images_are_drawn_of_the_size_that_they_are_compared_at(
             shown.add(images.shape[1:])
             return super().forward(images)
 
-    data = {"kind": "tissue", "size": 24, "downscale": 8, "offsets": True, "test_size": 16}
+    data = {"kind": "tissue", "size": 24, "downscale": 4, "test_size": 16}
     experiment = Experiment.from_dict(tiny("diff-nca").to_dict() | {"data": data})
     options = {"count": 100, "steps": 1, "extractors": [Records()], "device": "cpu"}
     found = evaluate_model(experiment.build_model(), experiment, protocol=protocol, **options)
