@@ -424,6 +424,19 @@ def test_a_strangers_record_opens_no_folder_and_downloads_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_model_is_evaluated_on_another_kind_of_data_than_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (400, 400), "brown").save(tmp_path / "brown.png")
+    own = ["--data.kind", "folder", "--data.path", str(tmp_path), "--count", "5"]
+    assert main(["evaluate", "tissue-cascade", *own, "--device", "cpu"]) == 2
+    assert "images are too few" in capsys.readouterr().err  # it was read: no key of tissue's stood in the way
+    assert main(["evaluate", "tissue-cascade", *own, "--data.offsets", "true"]) == 2
+    assert "data.offsets: unknown key" in capsys.readouterr().err
+    assert main(["evaluate", "tissue-cascade", "--data.size.x", "2"]) == 2
+    assert "data.size: unknown key" in capsys.readouterr().err
+
+
 def test_where_compiling_fails_sampling_goes_on_uncompiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

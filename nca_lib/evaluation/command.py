@@ -9,6 +9,7 @@ from typing import Any
 
 from nca_lib import weights
 from nca_lib.errors import UsageError
+from nca_lib.experiments import files
 from nca_lib.experiments.kinds import DATASETS
 from nca_lib.experiments.kinds import arguments as arguments_of
 from nca_lib.experiments.settings import Experiment
@@ -69,14 +70,15 @@ def _experiment(model: str, overrides: dict[str, Any]) -> Experiment:
         if not key.startswith("data."):
             raise UsageError(f"--{key}: unknown argument; --data.KEY says where one's own images are")
     recorded = Experiment.from_dict(weights.record(model)["experiment"]).to_dict()
-    said = {key.removeprefix("data."): value for key, value in overrides.items()}
-    data = recorded["data"] | said
+    said = {key.removeprefix("data.") for key in overrides}
+    together = files.merged([("record", recorded), ("arguments", files.nested(overrides))])
+    data = dict(together["data"])
     build = DATASETS.get(data["kind"])
     places = [key for key in PLACES if build and key in arguments_of(build)]
-    if not said.keys() >= set(places):
+    if not said >= set(places):
         raise UsageError(
             f"{model} was trained on {data['kind']}; say where yours is: --data.{places[0]} FOLDER"
         )
     if "download" not in said:
         data.pop("download", None)
-    return Experiment.from_dict(recorded | {"data": data})
+    return Experiment.from_dict(together | {"data": data})
