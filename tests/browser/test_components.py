@@ -367,6 +367,13 @@ def test_a_view_can_be_sent_as_an_address(open_demo: Open) -> None:
     assert second.evaluate(PIXELS) == first.evaluate(PIXELS)
 
 
+def test_numbers_of_an_address_are_clamped_as_those_of_the_controls(open_demo: Open) -> None:
+    page = open_demo("diffusion", anchor="#untrained&seed=5&steps=0&height=x&width=99999")
+    page.get_by_text("seed 5, 1 calls of the denoiser").wait_for()
+    shown = [page.get_by_label(name, exact=True).input_value() for name in ("steps", "height", "width")]
+    assert shown == ["1", "8", "232"]
+
+
 def test_inside_a_call_a_clicked_cell_influences_a_square_that_grows_with_k(open_demo: Open) -> None:
     page = open_demo("diffusion")
     wait_until_drawn(page, 1)

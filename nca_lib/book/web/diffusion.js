@@ -216,6 +216,10 @@ function render({ model, el }) {
     code.update();
   }
 
+  function clamp() {
+    for (const each of [steps, height, width]) each.value = Math.min(each.max, Math.max(each.min, Math.round(each.value) || each.min));
+  }
+
   // A view as part of the address, to be sent to somebody.
   function share() {
     const view = { seed, steps, sampler, eta, height, width };
@@ -230,6 +234,7 @@ function render({ model, el }) {
     for (const [name, control] of Object.entries({ seed, steps, sampler, eta, height, width })) {
       if (view[name] !== undefined) control.value = view[name];
     }
+    clamp();
     stopAt = view.call === undefined || view.call === view.steps ? null : Number(view.call);
     if (!sampler.value) sampler.value = "ddim";
     root.scrollIntoView({ block: "center" });
@@ -248,7 +253,7 @@ function render({ model, el }) {
   seed.addEventListener("change", () => anew(Number(seed.value)));
   for (const control of [sampler, eta, steps, height, width]) {
     control.addEventListener("change", () => {
-      for (const each of [steps, height, width]) each.value = Math.min(each.max, Math.max(each.min, Math.round(each.value) || each.min));
+      clamp();
       anew(Number(seed.value));
     });
   }
