@@ -15,6 +15,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _overrides(extra: Sequence[str]) -> dict[str, Any]:
     """`--training.steps 100 --model.position=false` as a dictionary; values are read as TOML."""
     overrides: dict[str, Any] = {}
-    words = list(extra)
+    words, texts = list(extra), settings.texts()
     while words:
         key, equals, value = words.pop(0).partition("=")
         if not key.startswith("--"):
@@ -104,10 +105,11 @@ def _overrides(extra: Sequence[str]) -> dict[str, Any]:
             if not words:
                 raise UsageError(f"{key}: needs a value")
             value = words.pop(0)
-        try:
-            overrides[key[2:]] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            overrides[key[2:]] = value
+        overrides[key[2:]] = value
+        with suppress(tomllib.TOMLDecodeError):
+            read = tomllib.loads(f"value = {value}")["value"]
+            if isinstance(read, str) or key[2:] not in texts:  # a folder may be called 2026
+                overrides[key[2:]] = read
     return overrides
 
 

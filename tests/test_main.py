@@ -99,6 +99,19 @@ def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> No
             ["train", "digits-mlp", "--data.kind", "folder", "--data.path", "no-such-folder"],
             ["no-such-folder"],
         ),
+        (
+            ["train", "digits-mlp", "--data.kind", "folder", "--data.path", "2026"],
+            ["2026", "is not a directory"],
+        ),
+        (
+            ["train", "digits-mlp", "--data.kind", "folder", "--data.path='2026'"],
+            ["2026", "is not a directory"],
+        ),
+        (
+            ["sample", "faces-by-attributes", "--size", "8x8", "--ask", "size=3"],
+            ["size = '3' is no attribute of a portrait", "hair_colour"],
+        ),
+        (["evaluate", "digits-by-class", "--seed", "-1"], ["seed is -1", "from 0"]),
     ],
 )
 def test_wrong_arguments_exit_with_2_and_one_line(

@@ -32,7 +32,7 @@ def class_planes(digits: Sequence[int], size: tuple[int, int]) -> Tensor:
     return planes(torch.eye(10)[list(digits)], size)
 
 
-def attribute_planes(size: tuple[int, int], **asked: str) -> Tensor:
+def attribute_planes(size: tuple[int, int], /, **asked: str) -> Tensor:
     """The context that asks for a portrait's attributes: (1, 18, height, width).
 
     Args:

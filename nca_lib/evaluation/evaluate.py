@@ -95,6 +95,11 @@ def _rules(protocol: str) -> EvaluationProtocol:
     return PROTOCOLS[protocol]
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise EvaluationError(f"seed is {seed}; from 0 to 2^63 - 1")
+
+
 def _check_counts(counts: dict[str, int], protocol: str, extractors: Sequence[Extractor]) -> None:
     subset_size = PROTOCOLS[protocol].subset_size
     widest = max(extractors, key=lambda extractor: extractor.num_features)
@@ -162,8 +167,7 @@ def evaluate(
             finite, or outside of [-1, 1]). TooLargeError: too many for memory.
     """
     rules = _rules(protocol)
-    if not 0 <= seed < 2**63:
-        raise EvaluationError(f"seed is {seed}; from 0 to 2^63 - 1")
+    _check_seed(seed)
     count = rules.count if count is None else count
     real, floor = real_and_floor({"train": train, "test": test}, rules.split, count, seed)
     counts = {"generated": count, "real": real.count, "floor": floor.count}
@@ -338,9 +342,10 @@ def generator(
     context is told, for image i, what lies behind the channels of the i-th image of `like`.
 
     Raises:
-        EvaluationError: an unknown sampler, a model that draws no images, or one whose context is not in the
-            data.
+        EvaluationError: an unknown sampler, a negative seed, a model that draws no images, or one whose
+            context is not in the data.
     """
+    _check_seed(seed)
     if sampler not in SAMPLERS:
         raise EvaluationError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
     if not isinstance(model, Denoiser) and not hasattr(model, "sample"):

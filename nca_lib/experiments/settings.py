@@ -335,6 +335,19 @@ def fields() -> dict[str, tuple[str, str]]:
     }
 
 
+def texts() -> set[str]:
+    """The dotted keys whose values are text, of any kind of model and data."""
+    hints = {
+        f"{section}.{key}": field.annotation
+        for section, build in SECTIONS.items()
+        for key, field in build.__pydantic_fields__.items()
+    }
+    for section, tables in TABLES.items():
+        for table in tables.values():
+            hints |= {f"{section}.{key}": hint for key, hint in table.__annotations__.items()}
+    return {"name"} | {key for key, hint in hints.items() if hint in (str, str | None, Required[str])}
+
+
 def in_words(field: FieldInfo) -> str:
     """The values that a field takes: `float >= 0, < 1`."""
     if get_origin(field.annotation) is Literal:
