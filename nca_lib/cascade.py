@@ -84,6 +84,8 @@ class Cascade(Denoiser):
         UsageError: when called without a context; or a size that is too small for the coarsest level.
     """
 
+    is_ready = False
+
     def __init__(
         self,
         below: Denoiser,

@@ -222,6 +222,9 @@ class Denoiser(nn.Module):
         self.target: Target = target
         self.weighting: Weighting = weighting
 
+    is_ready = True
+    """Whether it can be called as it is; a cascade must draw its coarser scales first, see `ready`."""
+
     @property
     def image_channels(self) -> int:
         """Channels of the images."""

@@ -81,9 +81,9 @@ def _sample(arguments: argparse.Namespace) -> None:
     arguments.count = arguments.count or len(arguments.ask or [""])
     device = device_of(arguments.device)
     columns = min(arguments.columns or 4, arguments.count)
-    size = (
-        (height, width) if arguments.count == 1 else files.sheet_size(arguments.count, columns, height, width)
-    )
+    size = height, width
+    if arguments.count > 1:
+        size = files.sheet_size(arguments.count, columns, height, width)
     files.check_output(arguments.out, arguments.force, size=size)
     images = _draw(arguments, (height, width), device)
     picture = files.sheet(images, columns) if len(images) > 1 else images[0]

@@ -350,11 +350,9 @@ def interpolate(
         EditingError: the count is below 2, or the denoiser is a cascade.
         UsageError: the denoiser does not take this size.
     """
-    from nca_lib.cascade import Cascade  # which needs this module
-
     if count < 2:
         raise EditingError(f"count is {count}; a walk has at least its 2 ends")
-    if isinstance(getattr(denoiser, "model", denoiser), Cascade):  # it may be drawn in tiles
+    if not denoiser.is_ready:
         raise EditingError("a cascade is not interpolated; a model of one scale is")
     check_call(denoiser, count, size)
     device = next(denoiser.parameters(), torch.empty(0)).device

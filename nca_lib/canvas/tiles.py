@@ -227,7 +227,7 @@ class TiledDenoiser(Denoiser):
             raise CanvasError(ENDS_AT_BORDER)
         network = Tiles(local_network(model), tile, wrap)
         super().__init__(network, model.schedule, model.target, model.weighting)
-        self.model = model
+        self.model, self.is_ready = model, model.is_ready
 
     def ready(self, size: tuple[int, int], **settings: Any) -> Denoiser:
         """The same for what the model asks for first, see [`Cascade`][nca_lib.cascade.Cascade]."""

@@ -52,9 +52,7 @@ class CelebA:
     def __init__(self, root: str = "data", size: int = 64, download: bool = False, split: Split = "train"):
         self.size = size
         base = Path(root).expanduser() / "celeba"  # where torchvision keeps it
-        lock = base.with_name(
-            ".celeba.lock"
-        )  # of several processes one downloads and extracts, all others wait
+        lock = base.with_name(".celeba.lock")  # one process downloads and extracts, all others wait
         if download and _missing(base):
             with locked(lock, wait=True):
                 _download(base)

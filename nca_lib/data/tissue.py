@@ -103,7 +103,7 @@ class TissueScales:
         size: height and width of the crops at each scale, pixels.
         coarsest: how many times the photograph is reduced at most, a power of two.
         split: as for [`Tissue`][].
-        test_size: likewise.
+        test_size: height and width of held-out crops, where those of training would not fit; None for `size`.
 
     Raises:
         DataError: `coarsest` is no power of two, or no crop fits into the split.

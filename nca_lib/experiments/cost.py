@@ -33,7 +33,6 @@ from torch.utils.flop_counter import flop_registry
 
 from nca_lib.automaton import GrowingNCA, rollout
 from nca_lib.baselines import VNCA
-from nca_lib.diff_nca import DiffNCA
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import UsageError
 from nca_lib.experiments.kinds import DATASETS, arguments
@@ -176,9 +175,6 @@ def work_of(experiment: Experiment) -> Work:
     fake = FakeTensorMode()  # shapes and precisions are those of the CPU, numbers there are none
     with FakeCopyMode(fake):
         teacher = deepcopy(teacher)
-    if teacher and isinstance(teacher.network, DiffNCA):
-        # Whether all timesteps are the same is asked of their numbers; in training they are not.
-        teacher.network.shared = lambda time: time  # type: ignore[method-assign]
     with fake:
         torch.manual_seed(0)
         model = experiment.build_model()
@@ -204,7 +200,9 @@ def _loss(model: nn.Module, experiment: Experiment, teacher: Denoiser | None) ->
     if model.context_channels:
         told = torch.zeros(COUNTED, model.context_channels, size, size)
         model, teacher = model.given(told), teacher and teacher.given(told)
-    return model.loss(images, torch.zeros(COUNTED, dtype=torch.long), images, teacher)
+    if teacher:  # not by the loss: without gradients an automaton asks whether all times are alike
+        teacher.network(images, torch.zeros(COUNTED))
+    return model.loss(images, torch.zeros(COUNTED, dtype=torch.long), images)
 
 
 @dataclass(frozen=True)

@@ -162,11 +162,12 @@ def test_crops_at_several_scales_are_those_of_each_with_the_scale_behind_them(sp
         scale = float(image[3, 0, 0])
         assert image.shape == (4, 24, 24) and (image[3] == scale).all()
         seen[scale] += 1
-        rng = np.random.default_rng(n)
-        rng.integers(3)
-        crop = Tissue(24, round(1 / scale), split, offsets=True).image(n, rng) if n < 12 else image[:3]
-        assert torch.equal(image[:3], crop)
     assert min(seen.values()) > 75  # of 100; three standard deviations are 25
+    for n in range(12):
+        image, rng = data.image(n, np.random.default_rng(n)), np.random.default_rng(n)
+        rng.integers(3)  # the scale
+        alone = Tissue(24, round(1 / float(image[3, 0, 0])), split, offsets=True)
+        assert torch.equal(image[:3], alone.image(n, rng))
     assert data.fingerprint() != TissueScales(24, 2, split).fingerprint()
 
 
