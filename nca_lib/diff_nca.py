@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm as weight_normalised
 from torch.utils.checkpoint import checkpoint
 
-from nca_lib.errors import UsageError
+from nca_lib.errors import UsageError, check_choice
 from nca_lib.fast import CellWeights, Net, Step, fast_rollout, fast_step, replayed
 from nca_lib.noise import Noise, TorchNoise
 
@@ -87,6 +87,9 @@ class Cell(nn.Module):
             Without it the rule is the same everywhere, on canvases of any size.
         padding: what lies beyond the border.
         zero_init: start with updates of exactly zero.
+
+    Raises:
+        UsageError: an unknown encoding or norm.
     """
 
     writable: Tensor
@@ -106,6 +109,8 @@ class Cell(nn.Module):
         zero_init: bool = False,
     ):
         super().__init__()
+        check_choice("encoding", encoding, get_args(Encoding))
+        check_choice("norm", norm, get_args(Norm))
         self.encoding, self.position, self.image_channels = encoding, position, image_channels
         self.padding, self.local = padding, norm == "cell"
         # One embedding for all cells, and a border that shows constants as they are: see `fast.fold`.
@@ -169,9 +174,10 @@ class Cell(nn.Module):
     def condition(self, time: Tensor, step: float, height: int, width: int) -> Tensor:
         """The embedding of place and time at one step: (B, 4, H, W), or (B, 4, 1, 1) without position.
 
-        `time` is (B,) in [0, 1); `step` is k/K.
+        `time` is (B,) in [0, 1); `step` is k/K. Eight bits cannot tell timesteps apart: no autocast here.
         """
-        return self.embedding(self.told(time, step, height, width))
+        with torch.autocast(time.device.type, enabled=False):
+            return self.embedding(self.told(time, step, height, width))
 
     def told(self, time: Tensor, step: float, height: int, width: int) -> Tensor:
         """What is embedded, the numbers from [`lift`][]: (B, 16, H, W), or (B, 8, 1, 1) without position."""
@@ -237,8 +243,9 @@ class DiffNCA(nn.Module):
         context: (1 or B, G, H, W), what the cells are told, see [`given`][]; None before they are.
 
     Raises:
-        UsageError: too few channels for image, prediction, context and one hidden; a probability outside
-            (0, 1]; or, when called, a context that is missing or of another size than the image.
+        UsageError: too few channels for image, prediction, context and one hidden; no step; a probability
+            outside (0, 1]; an unknown encoding or norm. When called: an image of other channels; a context
+            that is missing or of another size than the image.
     """
 
     def __init__(
@@ -265,6 +272,8 @@ class DiffNCA(nn.Module):
                 f"channels is {channels}; {taken} hold image, prediction and context, so "
                 f"at least {taken + 1} are needed"
             )
+        if steps < 1:
+            raise UsageError(f"steps is {steps}; at least 1")
         if not 0 < update_probability <= 1:
             raise UsageError(f"update_probability is {update_probability}; it must lie in (0, 1]")
         self.channels, self.hidden, self.steps = channels, hidden, steps
@@ -304,6 +313,10 @@ class DiffNCA(nn.Module):
 
     def reads(self, noisy: Tensor) -> Tensor:
         """What the cells read and never write, noisy image and context: (B, image channels + G, H, W)."""
+        if noisy.shape[1] != self.image_channels:
+            raise UsageError(
+                f"the images have {noisy.shape[1]} channels; this model reads {self.image_channels}"
+            )
         if not self.context_channels:
             return noisy
         if self.context is None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nca_lib.errors import NCAError, UsageError
+from nca_lib.errors import NCAError, UsageError, check_choice
 
 Target = Literal["epsilon", "x0", "v"]
 ScheduleName = Literal["cosine", "linear", "sigmoid"]
@@ -37,16 +37,27 @@ def check_images(images: Tensor, name: str, error: type[NCAError] = UsageError) 
         raise error(f"{name}: values from {low:.4g} to {high:.4g}; images are finite, and lie in [-1, 1]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """How much of the image is left at each timestep.
 
     Args:
-        betas: (T,) float64 variances of the single steps; `alpha_bar[t]` is the product of `1 - beta`
-            up to and including t (Ho et al. 2020, eq. 4).
+        betas: (T,) float64 variances of the single steps, in (0, 1], on the CPU; `alpha_bar[t]` is the
+            product of `1 - beta` up to and including t (Ho et al. 2020, eq. 4).
+
+    Raises:
+        UsageError: betas of another shape, type or range.
     """
 
     betas: Tensor
+
+    def __post_init__(self) -> None:
+        betas = self.betas
+        if betas.ndim != 1 or betas.dtype != torch.float64 or betas.device.type != "cpu":
+            found = f"{betas.dtype} {tuple(betas.shape)} on {betas.device}"
+            raise UsageError(f"betas are {found}; a schedule has (T,) of torch.float64 on the CPU")
+        if not bool(((betas > 0) & (betas <= 1)).all()):
+            raise UsageError(f"betas go from {betas.min():.4g} to {betas.max():.4g}; each lies in (0, 1]")
 
     @property
     def timesteps(self) -> int:
@@ -123,16 +134,15 @@ def noise_schedule(name: ScheduleName = "cosine", timesteps: int = 300) -> Noise
     """
     if timesteps < 2:
         raise UsageError(f"timesteps is {timesteps}; a schedule needs at least 2")
+    check_choice("the schedule", name, get_args(ScheduleName))
     grid = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     if name == "linear":
         return NoiseSchedule(torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64))
     if name == "cosine":
         curve = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
-    elif name == "sigmoid":
+    else:
         low, high = torch.tensor([-3.0, 3.0], dtype=torch.float64).sigmoid()
         curve = (high - (6 * grid - 3).sigmoid()) / (high - low)
-    else:
-        raise UsageError(f"unknown schedule {name!r}; choose cosine, linear or sigmoid")
     return NoiseSchedule((1 - curve[1:] / curve[:-1]).clamp(1e-4, 0.9999))
 
 
@@ -203,10 +213,14 @@ class Denoiser(nn.Module):
 
     Args:
         network: any module with `forward(noisy, time)`, the output shaped like `noisy`; `time` (B,) may lie
-            on the CPU.
+            on the CPU. Samplers ask for its `image_channels`.
         schedule: the schedule it was trained with.
         target: what its output means.
         weighting: of the loss over timesteps, `"uniform"` or `"min_snr"`, see [`min_snr_weight`][].
+
+    Raises:
+        UsageError: an unknown target or weighting; or `"epsilon"` under a schedule whose alpha_bar ends at 0,
+            where noise says nothing of the image. When called: images or timesteps of another shape.
     """
 
     def __init__(
@@ -217,6 +231,12 @@ class Denoiser(nn.Module):
         weighting: Weighting = "uniform",
     ):
         super().__init__()
+        check_choice("target", target, get_args(Target))
+        check_choice("weighting", weighting, get_args(Weighting))
+        if target == "epsilon" and schedule.alpha_bar[-1] == 0:
+            raise UsageError(
+                "target is 'epsilon' and alpha_bar ends at 0; 'v' or 'x0' can be asked for there"
+            )
         self.network = network
         self.schedule = schedule
         self.target: Target = target
@@ -247,6 +267,7 @@ class Denoiser(nn.Module):
         return noise_of(self.target, self.schedule, self._output(noisy, t), noisy, t)
 
     def _output(self, noisy: Tensor, t: Tensor) -> Tensor:
+        _check_shapes(noisy, t)
         return self.network(noisy, self.schedule.time(t)).to(noisy.dtype)
 
     def given(self, context: Tensor) -> Denoiser:
@@ -282,6 +303,7 @@ class Denoiser(nn.Module):
         which must have the same target and schedule, the target is what the teacher's network says
         (distillation, Hinton et al. 2015).
         """
+        _check_shapes(clean, t)
         noisy, time = self.schedule.add_noise(clean, t, noise), self.schedule.time(t)
         output = self.network(noisy, time)
         weight = None
@@ -293,6 +315,12 @@ class Denoiser(nn.Module):
             with torch.no_grad():
                 wanted = teacher.network(noisy, time).float()
         return mse_l1(output.float(), wanted, weight)
+
+
+def _check_shapes(images: Tensor, t: Tensor) -> None:
+    if images.ndim != 4 or t.ndim != 1 or len(t) not in (1, len(images)):
+        found = f"images {tuple(images.shape)} and timesteps {tuple(t.shape)}"
+        raise UsageError(f"{found}; (B, C, H, W) and (B,) are needed, or (1,) for all")
 
 
 class MLP(nn.Module):

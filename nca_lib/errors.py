@@ -4,6 +4,10 @@ The command line turns these, and only these, into one line; any other exception
 traceback. All are ValueErrors.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class NCAError(ValueError):
     """Anything that the library refuses; the others are its children."""
@@ -11,6 +15,13 @@ class NCAError(ValueError):
 
 class UsageError(NCAError):
     """An argument that cannot be used."""
+
+
+def check_choice(name: str, given: str, choices: Iterable[str]) -> None:
+    """Refuse ([`UsageError`][]) what is none of the choices."""
+    known = list(choices)
+    if given not in known:
+        raise UsageError(f"{name} is {given!r}; choose {', '.join(known[:-1])} or {known[-1]}")
 
 
 class DataError(NCAError):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from nca_lib.diff_nca import Cell, DiffNCA, Encoding, Norm
-from nca_lib.errors import UsageError
+from nca_lib.errors import UsageError, check_choice
 
 Window = Literal["quadrant", "half_plane"]
 
@@ -138,7 +138,8 @@ class FourierDiffNCA(DiffNCA):
         checkpointing: recompute activations in the backward pass.
 
     Raises:
-        UsageError: as [`DiffNCA`][]; or, when called, an image smaller than `2 * frequencies`.
+        UsageError: as [`DiffNCA`][]; no frequency, an unknown window; or, when called, an image smaller than
+            `2 * frequencies`.
     """
 
     def __init__(
@@ -176,6 +177,9 @@ class FourierDiffNCA(DiffNCA):
             zero_init=zero_init,
             checkpointing=checkpointing,
         )
+        check_choice("window", window, get_args(Window))
+        if frequencies < 1:
+            raise UsageError(f"frequencies is {frequencies}; at least 1")
         self.frequencies, self.window = frequencies, window
         self.spectrum_steps = 2 * frequencies if spectrum_steps is None else spectrum_steps
         self.spectrum_cell = Cell(

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nca_lib.errors import UsageError
+from nca_lib.errors import UsageError, check_choice
 
 Firing = Literal["fresh", "fixed", "expected"]
 _WORD = 0xFFFFFFFF
@@ -362,7 +362,11 @@ def firing_masks_of(noise: Noise, firing: Firing) -> Noise:
         firing: which cells of an automaton update: those of `"fresh"` masks at every denoiser call, as in
             training; those of masks that are `"fixed"` for all calls ([`FixedMasks`][]); or all, by the
             `"expected"` update ([`ExpectedUpdates`][]).
+
+    Raises:
+        UsageError: `firing` is none of these.
     """
+    check_choice("firing", firing, get_args(Firing))
     return {"fresh": noise, "fixed": FixedMasks(noise), "expected": ExpectedUpdates(noise)}[firing]
 
 

@@ -110,11 +110,12 @@ def log_snr_array(schedule: NoiseSchedule, steps: int | None = None) -> list[int
     This suits the second-order samplers, for which clean estimates change evenly over lambda rather than over
     time. After T-1, where the process begins, come n-1 timesteps (n = `steps`) from T-1 - T/4n to T/2n:
     beyond, where all is noise or almost none, calls are wasted. Where neighbours would share a timestep, the
-    later ones move on.
+    later ones move on. (Where alpha_bar ends at 0, lambda is infinite: its last finite value stands for it.)
     """
     timesteps, last = schedule.timesteps, schedule.timesteps - 1
     steps = len(timestep_array(timesteps, steps)) - 1
     lambdas = (schedule.alpha_bar / (1 - schedule.alpha_bar)).log() / 2
+    lambdas = torch.where(lambdas.isinf(), lambdas[-2], lambdas)
     noisy, clean = lambdas[last - timesteps // (4 * steps)], lambdas[timesteps // (2 * steps)]
     visited = [last]
     for value in torch.linspace(float(noisy), float(clean), steps - 1, dtype=torch.float64):
@@ -194,10 +195,13 @@ class _Reversal:
         return self.edit.overwrite(image, self.schedule, before, self.noise, self.address)
 
     def stride(self, now: int, before: int) -> float:
-        """How far a step goes in lambda = log(signal / sigma), half the logarithm of the SNR."""
-        if before < 0:
-            return math.inf
+        """How far a step goes in lambda = log(signal / sigma), half the logarithm of the SNR.
+
+        Infinitely far to the clean image, and from pure noise, where alpha_bar ends at 0.
+        """
         (signal, sigma), (signal_before, sigma_before) = map(self.schedule.levels, (now, before))
+        if before < 0 or signal == 0:
+            return math.inf
         return math.log(signal_before / signal) + math.log(sigma / sigma_before)
 
     def state(self, image: Tensor, clean: Tensor, before: int) -> SamplerState:
@@ -391,7 +395,7 @@ def sample(
         size: height and width.
         count: how many images.
         sampler: one of [`SAMPLERS`][].
-        steps: denoiser calls, see the sampler.
+        steps: denoiser calls, 50 whatever the sampler; None for as many as there are timesteps.
         seed: any integer.
         first_sample: index of the first image.
         constraint: what they must obey, see [`Constraint`][].

@@ -313,6 +313,30 @@ def test_impossible_automata_are_refused() -> None:
     for probability in (0.0, 1.1, -0.5):
         with pytest.raises(ValueError, match=f"update_probability is {probability}"):
             DiffNCA(8, 16, update_probability=probability)
+    with pytest.raises(ValueError, match="steps is 0; at least 1"):
+        DiffNCA(8, 16, 0)
+    with pytest.raises(ValueError, match="encoding is 'sinus'; choose reference or sinusoidal"):
+        DiffNCA(8, 16, encoding="sinus")
+    with pytest.raises(ValueError, match="norm is 'layer'; choose cell or group"):
+        DiffNCA(8, 16, norm="layer")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_of_other_channels_are_refused(channels: int, fast: bool) -> None:
+    for model in (DiffNCA(8, 16, 1), FourierDiffNCA(8, 16, 1, frequencies=2)):
+        model.fast = fast
+        with pytest.raises(ValueError, match=f"images have {channels} channels; this model reads 3"):
+            model(torch.zeros(2, channels, 8, 8), torch.tensor([0.5]))
+
+
+def test_mixed_precision_tells_all_timesteps_apart() -> None:
+    # By the literal path too: eight bits of t/T would not name 1,000 timesteps.
+    cell = Cell(8, 16, norm="group", position=False)
+    time = torch.arange(1000) / 1000
+    exact = cell.condition(time, 0.25, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(cell.condition(time, 0.25, 8, 8), exact)
 
 
 VARIANTS: list[dict[str, Any]] = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from nca_lib.diffusion import (
     MLP,
     Denoiser,
+    NoiseSchedule,
     clean_of,
     min_snr_weight,
     mse_l1,
@@ -18,6 +20,7 @@ from nca_lib.diffusion import (
     noise_schedule,
     target_of,
 )
+from nca_lib.errors import UsageError
 
 NAMES = ("cosine", "linear", "sigmoid")
 TARGETS = ("epsilon", "x0", "v")
@@ -70,6 +73,36 @@ def test_impossible_schedules_are_refused() -> None:
         noise_schedule("cosine", 1)
     with pytest.raises(ValueError, match=r"'square'.*cosine, linear or sigmoid"):
         noise_schedule("square")  # type: ignore[arg-type]
+    for betas, message in (
+        (torch.full((3, 2), 0.1, dtype=torch.float64), r"float64 \(3, 2\)"),
+        (torch.full((3,), 0.1), r"float32 \(3,\) .* torch\.float64"),
+        (torch.tensor([0.0, 0.1], dtype=torch.float64), r"from 0 to 0\.1; each lies in \(0, 1\]"),
+        (torch.tensor([0.1, 1.5], dtype=torch.float64), r"from 0\.1 to 1\.5"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            NoiseSchedule(betas)
+
+
+def test_a_denoiser_refuses_words_that_it_does_not_know_and_questions_without_answer() -> None:
+    network, schedule = nn.Identity(), noise_schedule()
+    for settings, message in (
+        ({"target": "eps"}, "target is 'eps'; choose epsilon, x0 or v"),
+        ({"weighting": "snr"}, "weighting is 'snr'; choose uniform or min_snr"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Denoiser(network, schedule, **settings)
+    ends_in_noise = NoiseSchedule(torch.tensor([0.5, 1.0], dtype=torch.float64))
+    with pytest.raises(UsageError, match="alpha_bar ends at 0; 'v' or 'x0'"):
+        Denoiser(network, ends_in_noise)
+    assert Denoiser(network, ends_in_noise, "v").schedule == ends_in_noise != schedule
+
+
+@pytest.mark.parametrize(("images", "t"), [((3, 4, 4), (3,)), ((2, 3, 4, 4), ()), ((2, 3, 4, 4), (3,))])
+def test_images_and_timesteps_of_other_shapes_are_refused(images: Any, t: Any) -> None:
+    denoiser, x, at = Denoiser(nn.Identity(), noise_schedule()), torch.zeros(images), torch.zeros(t).long()
+    for asked in (lambda: denoiser(x, at), lambda: denoiser.noise(x, at), lambda: denoiser.loss(x, at, x)):
+        with pytest.raises(UsageError, match=r"\(B, C, H, W\) and \(B,\) are needed"):
+            asked()
 
 
 @pytest.mark.parametrize("t", [0, 50, 299])

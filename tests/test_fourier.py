@@ -176,6 +176,13 @@ def test_sizes_below_the_window_are_refused_by_name() -> None:
         model(torch.randn(1, 3, 15, 40), torch.tensor([0.5]))
 
 
+def test_windows_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(ValueError, match="window is 'half'; choose quadrant or half_plane"):
+        FourierDiffNCA(8, 8, 1, window="half")
+    with pytest.raises(ValueError, match="frequencies is 0; at least 1"):
+        FourierDiffNCA(8, 8, 1, frequencies=0)
+
+
 def test_checkpointing_changes_neither_values_nor_gradients() -> None:
     results = []
     for checkpointing in (False, True):

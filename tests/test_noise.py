@@ -189,6 +189,11 @@ def test_torch_noise_follows_the_generator_of_torch() -> None:
     assert torch.equal(drawn[1], torch.rand(2, 1, 12, 10))
 
 
+def test_unknown_ways_to_fire_are_refused() -> None:
+    with pytest.raises(ValueError, match="firing is 'none'; choose fresh, fixed or expected"):
+        noise.firing_masks_of(CounterNoise(1), "none")
+
+
 def test_firing_from_reaches_nested_automata_and_restores_their_source_after_an_error() -> None:
     automaton = GrowingNCA(8, 16)
     before, counter = automaton.firing, CounterNoise(1)

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,35 +37,71 @@ class Original:
         path: the file.
         mode: `"RGB"`, `"L"` (grey) or `"I;16"` (grey, 16 bits).
         alpha: its opacity, if it has any.
+        width: its pixels in a row.
+        about: what the file says of its pixels: `dpi`, how many there are to an inch, and `icc_profile`.
     """
 
     path: Path
     mode: Literal["RGB", "L", "I;16"]
     alpha: Image.Image | None = None
+    width: int = 1
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def said_of(self, picture: Image.Image) -> dict[str, Any]:
+        """`about` as it holds of an edited picture: enlarged, it has more pixels to the inch."""
+        factor = picture.width / self.width
+        dpi = {"dpi": tuple(factor * dots for dots in self.about["dpi"])} if "dpi" in self.about else {}
+        return self.about | dpi
 
 
 def read(path: str | Path, max_pixels: int = MOST_PIXELS) -> tuple[Tensor, Original]:
     """Read an image of 8 or 16 bits, upright: (3, H, W) in [-1, 1], and what else the file held.
 
-    Opacity is kept aside; pixels that are fully transparent have no colour, and count as white.
+    Opacity is kept aside; pixels that are fully transparent have no colour, and count as white. Of 16 bits
+    of colour Pillow reads the upper 8.
 
     Raises:
-        DataError: the file cannot be read, or holds more than `max_pixels`, or floating-point numbers.
+        DataError: the file cannot be read, or holds more than `max_pixels`, or floating-point numbers; or 16
+            bits of which the upper four are never used, as cameras of 12 bits leave them.
     """
     path = Path(path)
     with opened(path, max_pixels) as file:
+        deep = any(";16" in str(tile.args) for tile in getattr(file, "tile", []))
         image = whole(file)
+    about: dict[str, Any] = {"width": image.width, "about": _about(image)}
     if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
         grey = torch.from_numpy(np.array(image, dtype=np.float32)).clamp(0, 65535) / 32767.5 - 1
-        return grey.expand(3, -1, -1).contiguous(), Original(path, "I;16")
+        _check_depth(path, grey)
+        return grey.expand(3, -1, -1).contiguous(), Original(path, "I;16", **about)
     mode: Literal["RGB", "L"] = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
     if not image.has_transparency_data:
-        return to_float(image.convert("RGB")), Original(path, mode)
+        colours = to_float(image.convert("RGB"))
+        if deep:
+            _check_depth(path, colours)
+        return colours, Original(path, mode, **about)
     rgba = image.convert("RGBA")
     alpha = rgba.getchannel("A")
     white = Image.new("RGB", image.size, "white")
     seen = alpha.point(lambda value: 255 if value else 0)
-    return to_float(Image.composite(rgba.convert("RGB"), white, seen)), Original(path, mode, alpha)
+    return to_float(Image.composite(rgba.convert("RGB"), white, seen)), Original(path, mode, alpha, **about)
+
+
+def _about(image: Image.Image) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if all(0 < float(dots) < math.inf for dots in image.info.get("dpi", [0])):
+        found["dpi"] = tuple(float(dots) for dots in image.info["dpi"])
+    if image.mode in {"RGB", "RGBA", "L", "LA"} and "icc_profile" in image.info:
+        found["icc_profile"] = image.info["icc_profile"]
+    return found
+
+
+def _check_depth(path: Path, image: Tensor) -> None:
+    brightest = float(image.max()) / 2 + 0.5
+    if 0 < brightest < 1 / 16:
+        raise DataError(
+            f"{path}: its brightest pixel has {brightest:.1%} of what 16 bits hold, as if there were 12; "
+            "multiply its values by 16"
+        )
 
 
 def read_mask(path: str | Path, image: Tensor, original: Original, max_pixels: int = MOST_PIXELS) -> Tensor:
@@ -79,7 +116,7 @@ def read_mask(path: str | Path, image: Tensor, original: Original, max_pixels: i
         max_pixels: the most that the file may hold.
 
     Raises:
-        DataError: the file cannot be read, has another size than the image, or marks nothing.
+        DataError: the file cannot be read, has another size than the image, marks nothing, or is a picture.
     """
     path = Path(path)
     with opened(path, max_pixels) as file:
@@ -91,20 +128,28 @@ def read_mask(path: str | Path, image: Tensor, original: Original, max_pixels: i
             "(width x height); a mask has its image's size"
         )
     if mask.mode.startswith("I"):
-        hole = torch.from_numpy(np.array(mask, dtype=np.float32)) > 32767
+        values = torch.from_numpy(np.array(mask, dtype=np.float32)) / 65535
     else:
         black = Image.new("RGBA", mask.size, "black")
         flat = Image.alpha_composite(black, mask.convert("RGBA")).convert("L")
-        hole = torch.from_numpy(np.array(flat)) > 127
+        values = torch.from_numpy(np.array(flat)) / 255
+    hole = values > 0.5
     if not hole.any():
-        raise DataError(f"{path} marks nothing; what is to be filled must be white")
+        raise DataError(
+            f"{path} marks nothing: its brightest pixel is {float(values.max()):.1%} of white; what is to be "
+            "filled must be white"
+        )
+    grey = float(((values > 0.125) & (values < 0.875)).double().mean())
+    if grey > 0.5:
+        raise DataError(f"{path} is no mask, {grey:.0%} of it are grey; black is kept and white filled")
     return ~hole[None, None]
 
 
 def write(image: Tensor, path: str | Path, like: Original | None = None, force: bool = False) -> None:
     """Write (C, H, W) in [-1, 1], C of 1 or 3, in the mode of the file that it came from.
 
-    The suffix says the format. Opacity is put back, enlarged if the image is.
+    The suffix says the format. Opacity is put back, enlarged if the image is; resolution and colour profile
+    are the file's, where the format holds them.
 
     Raises:
         DataError: the file exists and `force` is off, or the format is unknown or cannot hold the image.
@@ -122,13 +167,16 @@ def write(image: Tensor, path: str | Path, like: Original | None = None, force: 
         picture = Image.fromarray(pixels[:, :, 0] if mode == "L" else pixels.repeat(3 // len(image), axis=2))
     if like and like.alpha:
         picture.putalpha(like.alpha.resize(picture.size, Image.Resampling.BILINEAR))
-    write_atomically(path, _encoded(picture, path))
+    about = like.said_of(picture) if like else {}
+    if path.suffix.lower() in {".jpg", ".jpeg"} and max(about.get("dpi", [0])) > 65_535:
+        del about["dpi"]  # JPEG has two bytes for it
+    write_atomically(path, _encoded(picture, path, **about))
 
 
-def _encoded(picture: Image.Image, path: Path) -> bytes:
+def _encoded(picture: Image.Image, path: Path, **about: Any) -> bytes:
     file = io.BytesIO()
     try:
-        picture.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95)
+        picture.save(file, Image.registered_extensions()[path.suffix.lower()], quality=95, **about)
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: cannot be written ({error}); .png holds every kind of image") from error
     return file.getvalue()

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -116,7 +116,8 @@ def opened(file: Path, most: int = MOST_PIXELS) -> Iterator[Image.Image]:
         most: pixels. A small file may claim to hold many.
 
     Raises:
-        DataError: no file, unreadable, truncated, of more pixels, or of floating-point numbers.
+        DataError: no file, unreadable, truncated, of more pixels, of floating-point numbers, or several
+            pictures of one size (the channels of an OME-TIFF, or a stack).
     """
     if file.exists() and not file.is_file():
         raise DataError(f"{file}: unreadable (is no file)")  # a pipe would be waited for
@@ -134,14 +135,34 @@ def opened(file: Path, most: int = MOST_PIXELS) -> Iterator[Image.Image]:
                     raise DataError(
                         f"{file}: its pixels are floating-point numbers; save them as 8 or 16 bits"
                     )
+                if (pages := _pages(image)) > 1:
+                    raise DataError(
+                        f"{file}: {pages} pages of {image.width}x{image.height}, as channels or a stack; "
+                        "save one picture in colour"
+                    )
                 yield image
     except DataError:
         raise
+    except UnidentifiedImageError as error:
+        reason = "no format or no pixels that Pillow knows" if file.stat().st_size else "it is empty"
+        raise DataError(f"{file}: unreadable ({reason})") from error
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DataError(f"{file}: unreadable ({reason.splitlines()[0]:.120})") from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+def _pages(image: Image.Image) -> int:
+    """How many pictures of one size a TIFF holds; those of a pyramid become smaller."""
+    pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+    if pages == 1:
+        return 1
+    first = image.size
+    image.seek(1)
+    alike = image.size == first
+    image.seek(0)
+    return pages if alike else 1
 
 
 _TURNS = {

@@ -16,6 +16,10 @@ from nca_lib.experiments.settings import Experiment
 from nca_lib.processes import leads
 from nca_lib.samplers import SAMPLERS
 
+PROTOCOL = (
+    "quick: 512 images and held-out ones, minutes of a CPU (default); sound: 10,000, to report; "
+    "reference: 2,048 and training images, as published"
+)
 PLACES = ("path", "root")  # what data sets call where their images are
 
 
@@ -23,12 +27,14 @@ def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
     """Add the command to a parser; `positive` reads a count."""
     evaluate = commands.add_parser("evaluate", help="compare a model's images with its data")
     evaluate.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
-    evaluate.add_argument("--protocol", default="quick", help="reference, sound or quick (default quick)")
+    evaluate.add_argument("--protocol", default="quick", help=PROTOCOL)
     evaluate.add_argument("--count", type=positive, help="images, instead of the protocol's number")
     evaluate.add_argument("--inception", help="weights-inception-2015-12-05-6726825d.pth, for FID and KID")
-    evaluate.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="default ddim")
-    evaluate.add_argument("--steps", type=positive, default=50, help="denoiser calls (default 50)")
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--sampler", choices=SAMPLERS, help="default ddim; reference: ddpm")
+    evaluate.add_argument(
+        "--steps", type=positive, help="denoiser calls (default 50; reference: all timesteps)"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of the images (default 0)")
     evaluate.add_argument("--bf16", action="store_true", help="draw in mixed precision, as run does")
     evaluate.add_argument(
         "--stained",

@@ -52,7 +52,8 @@ class EvaluationProtocol:
         count: how many generated images, and how many real ones where there are as many.
         split: which real images.
         subset_size: images in each of KID's 100 subsets.
-        published: both sides re-read from JPEG (quality 75) and transposed, as the authors' scripts do.
+        published: both sides re-read from JPEG (quality 75) and transposed, as the authors' scripts do, and
+            models sampled by all timesteps of ancestral sampling unless one says otherwise.
     """
 
     count: int
@@ -263,8 +264,8 @@ def evaluate_model(
     protocol: str = "quick",
     count: int | None = None,
     extractors: Sequence[Extractor] | None = None,
-    sampler: str = "ddim",
-    steps: int = 50,
+    sampler: str | None = None,
+    steps: int | None = None,
     seed: int = 0,
     batch: int = 64,
     bf16: bool = False,
@@ -284,8 +285,9 @@ def evaluate_model(
         protocol: a key of [`PROTOCOLS`][].
         count: how many images, instead of the protocol's number.
         extractors: as for [`evaluate`][].
-        sampler: a key of `SAMPLERS`; like `steps`, unused by a VNCA, which samples from its prior.
-        steps: denoiser calls per image.
+        sampler: a key of `SAMPLERS`, DDIM by default and DDPM for the published protocol; like `steps`,
+            unused by a VNCA, which samples from its prior.
+        steps: denoiser calls per image, 50 by default and all timesteps for the published protocol.
         seed: also of the generated images.
         batch: images at a time; image i is the same whatever the batch.
         bf16: draw the images in mixed precision; they are measured in float32 either way.
@@ -303,7 +305,11 @@ def evaluate_model(
     if isinstance(model, Cascade) and experiment.data["kind"] == "tissue-scales":
         experiment = _at_the_finest_scale(experiment)
     train, test = experiment.build_data("train"), experiment.build_data("test")
-    compared = {"train": train, "test": test}[_rules(protocol).split]
+    rules = _rules(protocol)
+    compared = {"train": train, "test": test}[rules.split]
+    sampler = sampler or ("ddpm" if rules.published else "ddim")
+    if steps is None:
+        steps = model.schedule.timesteps if rules.published and isinstance(model, Denoiser) else 50
     return evaluate(
         generator(model, compared, sampler, steps, seed, bf16),
         train,

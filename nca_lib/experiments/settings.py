@@ -157,9 +157,7 @@ class Training:
     workers: int = Field(
         default=0, ge=0, le=256, description="processes that read images; 0 reads in the training process"
     )
-    log_every: int = Field(
-        default=50, ge=1, description="steps between progress lines and TensorBoard points"
-    )
+    log_every: int = Field(default=50, ge=1, description="steps between points of the TensorBoard curves")
     save_every: int = Field(default=500, ge=1, description="steps between checkpoints")
     sample_every: int = Field(default=2000, ge=1, description="steps between sample grids")
     snapshots: int = Field(

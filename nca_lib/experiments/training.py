@@ -124,6 +124,9 @@ def train(
     Asked to stop by SIGINT (Ctrl-C) or SIGTERM (SLURM), it finishes the step, saves all, says how to go on,
     and raises KeyboardInterrupt or SystemExit(143). Where compiling fails it goes on uncompiled.
 
+    In a script of one's own under torchrun, call it within `with nca_lib.processes.processes():`, which
+    joins the processes; the command line does.
+
     Args:
         experiment: what to do.
         folder: where everything is written.
@@ -258,7 +261,7 @@ def _steps(run: Run, peaks: list[float], stop: checkpoints.Stop, progress: bool)
         if events is None:
             continue
         if run.step % options.log_every == 0:
-            rate, speed = options.learning_rate * factor, run.images_per_second
+            rate, speed = optimizers[0].param_groups[0]["lr"], run.images_per_second
             events.add(run.step, loss=run.smooth_loss, learning_rate=rate, images_per_second=speed)
         if run.step in snapshots:
             run.save_model(f"model-{run.step:07d}")

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+import torch.nn.functional as F
+from PIL import Image, ImageCms, ImageOps
+from tifffile import imwrite
 from torchvision.utils import make_grid
 
 from nca_lib.data.files import WRITTEN, check_output, edit, read, read_mask, sheet, sheet_size, write
@@ -141,8 +143,57 @@ def test_masks_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     image, original = read(stored(RGB, tmp_path / "photo.png"))
     with pytest.raises(DataError, match=r"mask\.png is 9x7, but .*photo\.png is 5x7 \(width x height\)"):
         read_mask(stored(Image.new("L", (9, 7), 255), tmp_path / "mask.png"), image, original)
-    with pytest.raises(DataError, match=r"empty\.png marks nothing; .* white"):
+    with pytest.raises(DataError, match=r"empty\.png marks nothing: .* white"):
         read_mask(stored(Image.new("L", (5, 7)), tmp_path / "empty.png"), image, original)
+    with pytest.raises(DataError, match=r"ones\.png marks nothing: its brightest pixel is 0\.4% of white"):
+        read_mask(stored(Image.new("L", (5, 7), 1), tmp_path / "ones.png"), image, original)
+    tissue = np.linspace(60, 200, 35).reshape(7, 5).astype(np.uint8)
+    with pytest.raises(DataError, match=r"picture\.png is no mask, 100% of it are grey"):
+        read_mask(stored(Image.fromarray(tissue), tmp_path / "picture.png"), image, original)
+
+
+def test_pages_that_are_channels_are_refused_and_those_of_a_pyramid_are_not(tmp_path: Path) -> None:
+    channels = [Image.fromarray(PIXELS[..., c]) for c in range(3)]
+    stack = stored(channels[0], tmp_path / "stack.tif", save_all=True, append_images=channels[1:])
+    with pytest.raises(DataError, match=r"stack\.tif: 3 pages of 5x7, as channels or a stack"):
+        read(stack)
+    pyramid = stored(RGB, tmp_path / "pyramid.tif", save_all=True, append_images=[RGB.resize((3, 4))])
+    assert torch.equal(read(pyramid)[0], read(stored(RGB, tmp_path / "plain.tif"))[0])
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (7, 5, 3)], ids=["grey", "colour"])
+def test_twelve_bits_in_sixteen_are_refused_instead_of_drawn_black(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    values = RNG.integers(1, 4096, shape, dtype=np.uint16)
+    imwrite(tmp_path / "camera.tif", values)
+    with pytest.raises(DataError, match=r"camera\.tif: its brightest pixel .* 12; multiply its values by 16"):
+        read(tmp_path / "camera.tif")
+    imwrite(tmp_path / "scaled.tif", values * 16)
+    seen = read(tmp_path / "scaled.tif")[0].permute(1, 2, 0) / 2 + 0.5
+    deep = torch.from_numpy(values.astype(np.float32) * 16 / 65535).view(7, 5, -1).expand(-1, -1, 3)
+    torch.testing.assert_close(seen, deep, atol=1 / 255, rtol=0)  # of colour, Pillow reads eight bits
+
+
+def test_resolution_and_colour_profile_stay(tmp_path: Path) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    scan = stored(RGB, tmp_path / "scan.tif", dpi=(50_800, 25_400), icc_profile=profile)  # 0.5 and 1 um
+    held = {"tif": 1e9, "png": 1e9, "jpg": 65_535}
+    for suffix in ("tif", "png", "jpg"):
+        edit(scan, tmp_path / f"same.{suffix}", lambda image: image)
+        edit(scan, tmp_path / f"twice.{suffix}", lambda image: F.interpolate(image, scale_factor=2), factor=2)
+        for name, factor in (("same", 1), ("twice", 2)):
+            with Image.open(tmp_path / f"{name}.{suffix}") as found:
+                if factor * 50_800 <= held[suffix]:
+                    assert found.info["dpi"] == pytest.approx((factor * 50_800, factor * 25_400), rel=1e-3)
+                else:
+                    assert "dpi" not in found.info
+                assert found.info["icc_profile"] == profile
+
+
+def test_the_profile_of_printing_colours_is_not_that_of_the_result(tmp_path: Path) -> None:
+    source = stored(RGB.convert("CMYK"), tmp_path / "print.tif", icc_profile=b"of four inks")
+    assert "icc_profile" not in unchanged(source, tmp_path / "out.png").info
 
 
 def test_nothing_is_overwritten_without_force_nor_computed_in_vain(tmp_path: Path) -> None:
@@ -167,6 +218,9 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     whole = stored(RGB.resize((200, 200)), tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(DataError, match="it is empty"):
+        read(tmp_path / "empty.png")
     for name in ("text.png", "cut.png", "missing.png", "."):
         with pytest.raises(DataError, match=r"unreadable \(.+\)$") as refused:
             read(tmp_path / name)

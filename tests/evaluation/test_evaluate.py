@@ -21,6 +21,7 @@ from nca_lib.cascade import Cascade
 from nca_lib.data.conditional import DigitsByClass
 from nca_lib.data.digits import Digits
 from nca_lib.data.tissue import Tissue, TissueScales
+from nca_lib.diffusion import Denoiser, noise_schedule
 from nca_lib.evaluation.distortions import blurred, noisy
 from nca_lib.evaluation.evaluate import (
     PROTOCOLS,
@@ -410,6 +411,21 @@ def test_images_are_drawn_of_the_size_that_they_are_compared_at(
     found = evaluate_model(experiment.build_model(), experiment, protocol=protocol, **options)
     assert shown == {(3, side, side)}
     assert found["metrics"]["spectrum_distance"] > found["floor"]["spectrum_distance"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "recorded"),
+    [
+        ({"protocol": "quick"}, ("ddim", 50)),
+        ({"protocol": "reference"}, ("ddpm", 60)),  # the published one: all timesteps
+        ({"protocol": "reference", "sampler": "heun", "steps": 3}, ("heun", 3)),
+    ],
+)
+def test_protocols_say_how_models_are_sampled(asked: dict[str, Any], recorded: tuple[str, int]) -> None:
+    experiment = tiny("diff-nca")
+    model = Denoiser(experiment.build_model().network, noise_schedule("linear", 60), "v")
+    found = evaluate_model(model, experiment, count=100, extractors=[Quadrants()], device="cpu", **asked)
+    assert (found["recipe"]["sampler"], found["recipe"]["steps"]) == recorded
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
