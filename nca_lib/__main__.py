@@ -24,7 +24,7 @@ from nca_lib import drawing, weights
 from nca_lib.canvas import command as canvas
 from nca_lib.errors import NCAError, ParallelError, UsageError
 from nca_lib.evaluation import command as evaluation
-from nca_lib.experiments import files, settings
+from nca_lib.experiments import files, kinds, settings
 from nca_lib.experiments.settings import Experiment
 from nca_lib.files import check_writable, write_atomically
 from nca_lib.memory import out_of_memory
@@ -184,12 +184,17 @@ def _parser() -> argparse.ArgumentParser:
     keys = "\n".join(
         f"  --{key} {values}\n      {meaning}" for key, (values, meaning) in settings.fields().items()
     )
+    by_kind = "\n".join(
+        f"  --{table}.KEY, by --{table}.kind:\n"
+        + "\n".join(f"      {kind}: {', '.join(kinds.arguments(build))}" for kind, build in known.items())
+        for table, known in kinds.KINDS.items()
+    )
     train = commands.add_parser(
         "train",
         allow_abbrev=False,
         help="run an experiment",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"any key of the experiment can be overridden:\n  --model.KEY, --data.KEY\n{keys}",
+        epilog=f"any key of the experiment can be overridden:\n{by_kind}\n{keys}",
     )
     train.add_argument("experiment", help=f"a .toml file, or one of: {', '.join(files.names())}")
     train.add_argument("--out", help="folder of the run (default: runs/NAME)")

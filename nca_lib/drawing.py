@@ -24,6 +24,9 @@ from nca_lib.diffusion import Denoiser
 from nca_lib.errors import UsageError
 from nca_lib.samplers import SAMPLERS, sample, trajectory
 
+INPAINT = "repaint (default) goes back and forth until the hole fits; published passes each level once"
+UPSCALE = "ddnm (default) keeps every pixel's mean; published only begins with the small image"
+
 
 def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
     """Add the commands to a parser; `positive` reads a count."""
@@ -53,27 +56,30 @@ def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
 
 
 def _add_editing(commands: Any, positive: Callable[[str], int]) -> None:
+    most = f"the most that a file may hold (default {MOST_PIXELS:,})"
+
     def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about)
-        command.add_argument("image", help="an image file of any size and mode")
+        told = f"{about}; the image should have the scale that the model was trained at"
+        command = commands.add_parser(name, help=about, description=told)
+        command.add_argument("image", help="an image file of any size; colours count as 8 bits each")
         command.add_argument("--model", default="tissue-diff-nca", help="default tissue-diff-nca")
         command.add_argument("--steps", type=positive, default=25, help="noise levels (default 25)")
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--seed", type=int, default=0, help="same seed, same picture (default 0)")
         command.add_argument("--out", default=f"{name}.png", help=f"the file to write (default {name}.png)")
         command.add_argument("--force", action="store_true", help="overwrite the file")
         command.add_argument("--device", help="cuda, mps or cpu (default: the best there is)")
-        command.add_argument("--max-pixels", type=positive, default=MOST_PIXELS, help="of an image file")
+        command.add_argument("--max-pixels", type=positive, default=MOST_PIXELS, help=most)
         command.set_defaults(run=run)
         return command
 
     inpaint = add("inpaint", _inpaint, "fill the white parts of a mask")
     inpaint.add_argument("--mask", required=True, help="an image of the same size; white is filled")
-    inpaint.add_argument("--method", choices=["repaint", "published"], default="repaint")
+    inpaint.add_argument("--method", choices=["repaint", "published"], default="repaint", help=INPAINT)
     upscale = add("upscale", _upscale, "enlarge, and invent the detail")
     upscale.add_argument("--factor", type=positive, default=4, help="default 4")
-    upscale.add_argument("--method", choices=["ddnm", "published"], default="ddnm")
+    upscale.add_argument("--method", choices=["ddnm", "published"], default="ddnm", help=UPSCALE)
     vary = add("vary", _vary, "draw a relative of an image")
-    vary.add_argument("--strength", type=float, default=0.5, help="0 the image itself, 1 a new one")
+    vary.add_argument("--strength", type=float, default=0.5, help="0 as it is, 1 a new one (default 0.5)")
 
 
 def _sample(arguments: argparse.Namespace) -> None:

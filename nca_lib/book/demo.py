@@ -244,7 +244,8 @@ def spectrum_painter(image: Tensor, frequencies: int = 16) -> Demo | HTML:
 def results_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
     """Plot any measured quantity of the results table against any other, one data set at a time.
 
-    A dashed line is the floor: what real images score against real images.
+    Of a training with snapshots only its end is shown. A dashed line is the floor: what real images score
+    against real images.
 
     Args:
         rows: of the results table that `python -m nca_lib run` writes.
@@ -252,7 +253,12 @@ def results_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
     Raises:
         UsageError: no row has a metric.
     """
-    rows = [row for row in rows if "metrics" in row]  # some are of trainings without an evaluation
+    ends: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        training = (row["matrix"], row["name"])
+        if "metrics" in row and row["images_seen"] >= ends.get(training, row)["images_seen"]:
+            ends[training] = row  # some rows are of trainings without an evaluation
+    rows = list(ends.values())
     metrics = list(dict.fromkeys(name for row in rows for name in measurements(row["metrics"])))
     if not metrics:
         raise UsageError("no results to show: `python -m nca_lib run MATRIX.toml` makes some")

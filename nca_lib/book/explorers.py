@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator
 from typing import Any, get_args
 
@@ -101,16 +100,15 @@ def compare_explorer(*subjects: Subject, steps: tuple[int, int] = (20, 5)) -> Ex
         one, two = subjects[subject], subjects[other]
         left_model, right_model = one.guided(wish, guidance_a), two.guided(wish, guidance_b)
         ways = [
-            _Timed(states(left_model, one.size, sampler=a, steps=steps_a, seed=seed)),
-            _Timed(states(right_model, two.size, sampler=b, steps=steps_b, seed=seed)),
+            states(left_model, one.size, sampler=a, steps=steps_a, seed=seed),
+            states(right_model, two.size, sampler=b, steps=steps_b, seed=seed),
         ]
-        most = max(steps_a, steps_b)
+        reached, most = [next(way) for way in ways], max(steps_a, steps_b)
         for number in range(1, most + 1):
-            left, right = (
-                way.upto(-(-number * calls // most))
-                for way, calls in zip(ways, (steps_a, steps_b), strict=True)
-            )
-            yield _compared(left, right, ways, most)
+            for side, calls in enumerate((steps_a, steps_b)):
+                while reached[side].step < -(-number * calls // most):
+                    reached[side] = next(ways[side])
+            yield _compared(reached[0], reached[1], most)
 
     def code(**values: Any) -> str:
         return _compared_code(subjects, **values)
@@ -163,28 +161,10 @@ def _compared_code(subjects: tuple[Subject, ...], **values: Any) -> str:
     return "\n".join(lines)
 
 
-class _Timed:
-    """A sampler's states with the seconds that they took."""
-
-    def __init__(self, way: Iterator[SamplerState]):
-        self._way, self.seconds = way, 0.0
-        self.state: SamplerState | None = None
-
-    def upto(self, calls: int) -> SamplerState:
-        began = time.perf_counter()
-        while self.state is None or self.state.step < calls:
-            self.state = next(self._way)
-        self.seconds += time.perf_counter() - began
-        return self.state
-
-
-def _compared(left: SamplerState, right: SamplerState, ways: list[_Timed], most: int) -> View:
+def _compared(left: SamplerState, right: SamplerState, most: int) -> View:
     a, b = left.clean_estimate[0], right.clean_estimate[0]
     pictures = {"A: clean estimate": a, "B: clean estimate": b}
-    words = "; ".join(
-        f"{name}: {state.step} calls, {way.seconds:.2f} s"
-        for name, state, way in zip("AB", (left, right), ways, strict=True)
-    )
+    words = f"A: {left.step} calls; B: {right.step} calls"
     if a.shape != b.shape:
         return View(pictures, f"{words}. Images of other sizes or channels have no difference.", of=most)
     difference = (a - b).abs().mean(0)

@@ -234,11 +234,15 @@ def close_inside(widget: Any) -> None:
 
 @dataclass(frozen=True)
 class Control:
-    """A setting; its widget is made only where it is shown, so that book pages carry none."""
+    """A setting; its widget is made only where it is shown, so that book pages carry none.
+
+    `said` is its value as a reader calls it; empty where there is nothing to say.
+    """
 
     description: str
     value: Any
     make: Callable[[], Any]
+    said: str = ""
 
 
 def explore(
@@ -249,8 +253,8 @@ def explore(
         made = {name: control.make() for name, control in controls.items()}
         return Explorer(made, views, label, axis, code)
     values = {name: control.value for name, control in controls.items()}
-    names = ", ".join(control.description for control in controls.values())
-    note = f"What can be set in the live one (make lab): {names}."
+    set_to = ", ".join(f"{control.description} {control.said}".strip() for control in controls.values())
+    note = f"A film. In the live one (make lab) all of this can be set: {set_to}."
     return film_page(list(views(**values)), label, axis, note, code(**values) if code else "")
 
 
@@ -266,7 +270,7 @@ def slider(description: str, value: int, low: int, high: int, step: int = 1, too
         made.tooltip = tooltip or description
         return made
 
-    return Control(description, value, make)
+    return Control(description, value, make, str(value))
 
 
 def choice(description: str, options: list[Any], value: Any, tooltip: str = "") -> Control:
@@ -277,7 +281,8 @@ def choice(description: str, options: list[Any], value: Any, tooltip: str = "") 
         made.tooltip = tooltip or description
         return made
 
-    return Control(description, value, make)
+    names = {pair[1]: pair[0] for pair in options if isinstance(pair, tuple)}
+    return Control(description, value, make, names.get(value, str(value)))
 
 
 def upload() -> Control:

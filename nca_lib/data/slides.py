@@ -34,10 +34,11 @@ class Slides:
         mpp: micrometres per pixel of what is returned.
         orientations: 8 (rotations and flips), 2 (left-right flips) or 1.
         split: `"train"` or `"test"`.
+        slide_mpp: micrometres per pixel of the slides that do not say it.
 
     Raises:
-        DataError: no slides, or slides that cannot be opened, do not say their resolution, are coarser than
-            `mpp` or hold no tissue; every bad file is named.
+        DataError: no slides, or slides that cannot be opened, do not say their resolution (nor does
+            `slide_mpp`), are coarser than `mpp` or hold no tissue; every bad file is named.
     """
 
     channels = 3
@@ -49,8 +50,9 @@ class Slides:
         mpp: float = 1.0,
         orientations: Orientations = 8,
         split: Split = "train",
+        slide_mpp: float | None = None,
     ):
-        self.size, self.mpp, self.orientations = size, mpp, orientations
+        self.size, self.mpp, self.orientations, self.slide_mpp = size, mpp, orientations, slide_mpp
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"{path} is not a directory; give one that holds slides")
@@ -96,9 +98,9 @@ class Slides:
     def _reduction(self, slide: Any) -> float:
         """Pixels of the slide to a pixel of what is returned."""
         values = [slide.properties.get(f"{library}.mpp-x") for library in ("openslide", "tiffslide")]
-        own = next((float(value) for value in values if value), None)
+        own = next((float(value) for value in values if value), self.slide_mpp)
         if own is None:
-            raise DataError("it does not say how many micrometres a pixel has")
+            raise DataError("it does not say how many micrometres a pixel has; slide_mpp can")
         if own > 1.01 * self.mpp:
             raise DataError(f"it has {own:g} micrometres per pixel, coarser than the {self.mpp:g} asked for")
         return self.mpp / own

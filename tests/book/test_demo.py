@@ -25,6 +25,7 @@ COMPONENTS = sorted(path.name for path in WEB.glob("*.js") if "export default" i
 ROWS: list[dict[str, Any]] = [
     {
         "name": name,
+        "matrix": "faces",
         "experiment": {"model": {"kind": kind}, "data": {"kind": "faces"}},
         "parameters": size,
         "operations": 1e9,

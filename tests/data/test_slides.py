@@ -123,6 +123,12 @@ def test_bad_slides_are_named(tmp_path):
         Slides(str(tmp_path), mpp=1)
     for line in (r"coarse.tiff: it has 4 micro", "sizeless.tiff: it does not say", "broken.svs: unreadable"):
         assert line in str(error.value)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a" / "sizeless.tiff").rename(tmp_path / "b" / "sizeless.tiff")
+    told = Slides(str(tmp_path / "b"), size=16, mpp=1, slide_mpp=0.5)
+    slide(tmp_path / "c" / "saying.tiff", mpp=0.5)
+    same = Slides(str(tmp_path / "c"), size=16, mpp=1)
+    assert torch.equal(*(data.image(0, np.random.default_rng(0)) for data in (told, same)))
     with pytest.raises(DataError, match="holds no slides"):
         (tmp_path / "empty").mkdir()
         Slides(str(tmp_path / "empty"))
