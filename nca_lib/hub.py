@@ -80,10 +80,11 @@ class HubDenoiser(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> HubDenoiser:
-        if Path(model_id).is_dir():
-            return cls.of(Path(model_id) / FILE)
         asked = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-        return cls.of(hf_hub_download(model_id, FILE, **{key: options[key] for key in asked}))
+        path = Path(model_id) / FILE
+        if not path.parent.is_dir():
+            path = Path(hf_hub_download(model_id, FILE, **{key: options[key] for key in asked}))
+        return cls.of(path).to(options.get("map_location", "cpu"))
 
 
 class _AsUNet(nn.Module):

@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_gives_the_same_model_back(folder: Path) -> None:
+    assert next(HubDenoiser.from_pretrained(folder, map_location="meta").parameters()).is_meta
     again, first = HubDenoiser.from_pretrained(folder), load("digits-diff-nca")
     images = [sample(model, (16, 16), steps=3, seed=1) for model in (again, first, load(folder / FILE))]
     assert torch.equal(images[0], images[1])

@@ -326,9 +326,9 @@ def calls_explorer(rows: list[dict[str, Any]]) -> Demo | HTML:
 
 
 def _words(name: str) -> str:
-    """A quantity of the results as a reader calls it: `eye.frechet_distance` is "frechet distance (eye)"."""
+    """A quantity of the results as a reader calls it: `eye.frechet_distance` is "Fréchet distance (eye)"."""
     *where, what = name.split(".")
-    shown = what.replace("_", " ")
+    shown = what.replace("_", " ").replace("frechet", "Fréchet")
     return f"{shown} ({' '.join(where).replace('_', ' ')})" if where else shown
 
 

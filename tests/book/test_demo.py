@@ -117,7 +117,7 @@ def test_a_joined_component_is_one_module_without_imports(name: str) -> None:
 def test_the_results_explorer_holds_numbers_with_words_and_which_way_is_better() -> None:
     explorer = demo.results_explorer(ROWS)
     assert isinstance(explorer, demo.Demo)
-    assert explorer.words["eye.frechet_distance"] == "frechet distance (eye)"
+    assert explorer.words["eye.frechet_distance"] == "Fréchet distance (eye)"
     assert explorer.better["eye.frechet_distance"] == "lower"
     assert explorer.better["coherence.all"] == "higher"
     assert [row["numbers"]["eye.frechet_distance"] for row in explorer.rows] == [90, 180]

@@ -23,12 +23,17 @@ function scale([low, high], from, to, logarithmic) {
   const bend = logarithmic ? Math.log10 : (v) => v;
   if (low === high) [low, high] = logarithmic ? [low / 2, high * 2] : [low - 1, high + 1];
   const [a, b] = [bend(low), bend(high)], at = (value) => from + ((bend(value) - a) / (b - a)) * (to - from);
-  if (logarithmic && b - a >= 1) {
+  if (logarithmic && b - a >= 2) {
     const decades = Array.from({ length: Math.floor(b) - Math.ceil(a) + 1 }, (_, i) => 10 ** (Math.ceil(a) + i));
     const every = Math.ceil(decades.length / 5);
     return { at, ticks: decades.filter((_, i) => i % every === 0) };
   }
-  if (logarithmic) return { at, ticks: [low, Math.sqrt(low * high), high] };
+  if (logarithmic) {
+    const round = [];
+    for (let e = Math.floor(a); e <= b; e++) for (const m of [1, 2, 5]) round.push(Number(`${m}e${e}`));
+    const within = round.filter((v) => v >= low && v <= high);
+    return { at, ticks: within.length > 1 ? within : [low, high] };
+  }
   const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find((m) => m * power >= rough);
   const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);

@@ -8,7 +8,7 @@ const THEME = `
   max-width: 46rem; margin: 1em 0; color: var(--ink);
   font: var(--jp-ui-font-size1, 0.9rem) / 1.4 var(--jp-ui-font-family, inherit); }
 .nca-demo-tools { display: flex; flex-wrap: wrap; gap: 0.5em 0.9em; align-items: center; margin-top: 0.6em; }
-.nca-demo label { display: inline-flex; gap: 0.4em; align-items: center; }
+.nca-demo label { display: inline-flex; gap: 0.4em; align-items: center; max-width: 100%; }
 .nca-demo [hidden] { display: none; }
 .nca-demo input[type=range] { width: 6.5em; accent-color: var(--accent); }
 .nca-demo label:has(.nca-demo-wide) { flex: 1 1 16em; max-width: 30em; white-space: nowrap; }
@@ -16,7 +16,7 @@ const THEME = `
 .nca-demo input[type=number] { width: 4.5em; }
 .nca-demo :is(button, select, input[type=number]) { font: inherit; color: inherit; background: var(--face);
   padding: 0.25em 0.8em; border: 1px solid var(--line); border-radius: 4px; min-height: 2.1em; }
-.nca-demo :is(select, input[type=number]) { padding: 0.25em 0.4em; }
+.nca-demo :is(select, input[type=number]) { padding: 0.25em 0.4em; max-width: 100%; min-width: 0; }
 .nca-demo select option { color: initial; }
 .nca-demo button { cursor: pointer; }
 .nca-demo button:disabled { opacity: 0.45; cursor: default; }
