@@ -124,6 +124,16 @@ def log_snr_array(schedule: NoiseSchedule, steps: int | None = None) -> list[int
     return [*visited, -1]
 
 
+def _check_sampled(denoiser: Denoiser) -> None:
+    betas = denoiser.schedule.betas
+    if not bool(((betas > 0) & (betas <= 1)).all()):
+        raise UsageError(f"betas go from {betas.min():.4g} to {betas.max():.4g}; each lies in (0, 1]")
+    if denoiser.target == "epsilon" and denoiser.schedule.alpha_bar[-1] == 0:
+        raise UsageError(
+            "noise is predicted, which says nothing where alpha_bar ends at 0; 'v' or 'x0' says something"
+        )
+
+
 class _Reversal:
     """What the samplers share: where the process stands, and the operations on it.
 
@@ -140,6 +150,7 @@ class _Reversal:
         constraint: Constraint | None,
         after: SamplerState | None,
     ):
+        _check_sampled(denoiser)
         self.denoiser, self.schedule, self.clip = denoiser, denoiser.schedule, clip
         self.noise, self.edit = noise or TorchNoise(), constraint or Constraint()
         even = timestep_array(self.schedule.timesteps, len(visited) - 1)
@@ -233,7 +244,8 @@ def ddpm(
             which yields two states a step, the second.)
 
     Raises:
-        UsageError: `steps` is not within 1..T.
+        UsageError: `steps` is not within 1..T; betas outside (0, 1]; or noise is predicted under a schedule
+            whose alpha_bar ends at 0.
     """
     visited = timestep_array(denoiser.schedule.timesteps, steps)
     reversal = _Reversal(denoiser, start, visited, noise, clip, constraint, after)

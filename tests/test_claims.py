@@ -178,6 +178,27 @@ def test_context_brings_architecture_and_the_quarter_order() -> None:
     assert max(first) < min(four) < photo["order"]  # "ran as they liked"
 
 
+def test_the_single_level_saw_as_many_crops_as_all_levels_together() -> None:
+    crops = {}
+    for name in ("full-untold", "layout", "quarter", "half", "full"):
+        training = Experiment.read(f"tissue-{name}").training
+        crops[name] = training.steps * training.batch
+    assert crops.pop("full-untold") == sum(crops.values()) == 107_200
+
+
+@pytest.mark.parametrize("scale", ["1/2", "1"])
+def test_cascades_differ_less_by_their_training_than_from_a_single_level(scale: str) -> None:
+    by: dict[str, list[Row]] = {}
+    for row in rows("cascade"):
+        by.setdefault(row["model"], []).append(row)
+    told, plain = by[f"cascade, {scale}"], by[f"plain, {scale}"]
+    assert {row["training"] for row in told} == {0, 1, 2}  # "trained three times"
+    assert len({row["weights"] for row in told}) == 3
+    for read in (lambda r: r["order"], lambda r: r["chord"], lambda r: r["correlation"]["32"]):
+        ours = [read(row) for row in told]
+        assert 3 * (max(ours) - min(ours)) < min(ours) - max(read(row) for row in plain)
+
+
 def test_one_rule_does_the_work_of_several_levels() -> None:
     first = [row for row in rows("cascade") if row["training"] == 0]
     by: dict[tuple[str, int], Row] = {(row["model"], row["seed"]): row for row in first}

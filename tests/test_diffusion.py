@@ -32,6 +32,13 @@ def test_schedules_end_where_they_are_said_to(name: str, last: float) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_schedules_lie_on_the_cpu_wherever_models_are_made(name: str) -> None:
+    with torch.device("meta"):
+        schedule = noise_schedule(name, 30)
+    assert torch.equal(schedule.betas, noise_schedule(name, 30).betas)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("timesteps", [2, 300, 1000])
 def test_less_and_less_of_the_image_is_left(name: str, timesteps: int) -> None:
     schedule = noise_schedule(name, timesteps)
@@ -76,14 +83,12 @@ def test_impossible_schedules_are_refused() -> None:
     for betas, message in (
         (torch.full((3, 2), 0.1, dtype=torch.float64), r"float64 \(3, 2\)"),
         (torch.full((3,), 0.1), r"float32 \(3,\) .* torch\.float64"),
-        (torch.tensor([0.0, 0.1], dtype=torch.float64), r"from 0 to 0\.1; each lies in \(0, 1\]"),
-        (torch.tensor([0.1, 1.5], dtype=torch.float64), r"from 0\.1 to 1\.5"),
     ):
         with pytest.raises(UsageError, match=message):
             NoiseSchedule(betas)
 
 
-def test_a_denoiser_refuses_words_that_it_does_not_know_and_questions_without_answer() -> None:
+def test_a_denoiser_refuses_words_that_it_does_not_know() -> None:
     network, schedule = nn.Identity(), noise_schedule()
     for settings, message in (
         ({"target": "eps"}, "target is 'eps'; choose epsilon, x0 or v"),
@@ -91,10 +96,7 @@ def test_a_denoiser_refuses_words_that_it_does_not_know_and_questions_without_an
     ):
         with pytest.raises(UsageError, match=message):
             Denoiser(network, schedule, **settings)
-    ends_in_noise = NoiseSchedule(torch.tensor([0.5, 1.0], dtype=torch.float64))
-    with pytest.raises(UsageError, match="alpha_bar ends at 0; 'v' or 'x0'"):
-        Denoiser(network, ends_in_noise)
-    assert Denoiser(network, ends_in_noise, "v").schedule == ends_in_noise != schedule
+    assert Denoiser(network, schedule).schedule == schedule != noise_schedule()
 
 
 @pytest.mark.parametrize(("images", "t"), [((3, 4, 4), (3,)), ((2, 3, 4, 4), ()), ((2, 3, 4, 4), (3,))])

@@ -125,6 +125,20 @@ def test_samplers_begin_where_nothing_is_left_of_the_image(name: str) -> None:
     assert float(image.std()) == pytest.approx(DEVIATION, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("betas", "target", "message"),
+    [
+        ([0.0, 0.1], "v", r"from 0 to 0\.1; each lies in \(0, 1\]"),
+        ([0.1, 1.5], "v", r"from 0\.1 to 1\.5"),
+        ([0.5, 1.0], "epsilon", "alpha_bar ends at 0; 'v' or 'x0'"),
+    ],
+)
+def test_schedules_that_cannot_be_gone_back_are_refused(betas: Any, target: Any, message: str) -> None:
+    schedule = NoiseSchedule(torch.tensor(betas, dtype=torch.float64))
+    with pytest.raises(UsageError, match=message):
+        next(ddim(Denoiser(nn.Identity(), schedule, target), torch.zeros(1, 3, 4, 4), steps=2))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 10, 150, 299, 300])
 def test_timesteps_even_in_log_snr_descend_from_pure_noise_too(steps: int) -> None:
     visited = log_snr_array(without_signal_at_the_end(noise_schedule("linear", 300)), steps)
