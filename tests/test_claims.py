@@ -194,9 +194,19 @@ def test_cascades_differ_less_by_their_training_than_from_a_single_level(scale: 
     told, plain = by[f"cascade, {scale}"], by[f"plain, {scale}"]
     assert {row["training"] for row in told} == {0, 1, 2}  # "trained three times"
     assert len({row["weights"] for row in told}) == 3
-    for read in (lambda r: r["order"], lambda r: r["chord"], lambda r: r["correlation"]["32"]):
+    (photo,) = by["photograph"]
+    spread = {}
+    for name, read in {
+        "order": lambda r: r["order"],
+        "chord": lambda r: r["chord"],
+        "correlation": lambda r: r["correlation"]["32"],
+    }.items():
         ours = [read(row) for row in told]
-        assert 3 * (max(ours) - min(ours)) < min(ours) - max(read(row) for row in plain)
+        spread[name] = (max(ours) - min(ours)) / (min(ours) - max(read(row) for row in plain))
+    assert spread["order"] < 1 / 3 and spread["correlation"] < 1 / 3
+    assert 0 < spread["chord"] < 1 / 2
+    assert scale == "1/2" or spread["chord"] == max(spread.values())  # "agree on no number less"
+    assert min(row["chord"] for row in told) > photo["chord"]  # "too long"
 
 
 def test_one_rule_does_the_work_of_several_levels() -> None:
