@@ -128,7 +128,8 @@ def _check_sampled(denoiser: Denoiser) -> None:
     betas = denoiser.schedule.betas
     if not bool(((betas > 0) & (betas <= 1)).all()):
         raise UsageError(f"betas go from {betas.min():.4g} to {betas.max():.4g}; each lies in (0, 1]")
-    if denoiser.target == "epsilon" and denoiser.schedule.alpha_bar[-1] == 0:
+    # A denoiser by hand has a schedule and can be called, and no more.
+    if getattr(denoiser, "target", None) == "epsilon" and denoiser.schedule.alpha_bar[-1] == 0:
         raise UsageError(
             "noise is predicted, which says nothing where alpha_bar ends at 0; 'v' or 'x0' says something"
         )
