@@ -16,7 +16,7 @@ import pytest
 from chromium import CHROMIUM, QUIET
 from playwright.sync_api import Locator, Page, Route, TimeoutError, expect, sync_playwright
 
-PATIENCE = 60_000  # ms: the longest that a condition may take
+PATIENCE = 120_000  # ms: the longest that a condition may take
 CELLS = [
     """import nca_lib
 from nca_lib.book import branches, demo, explorers

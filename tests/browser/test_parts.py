@@ -19,6 +19,8 @@ FACE = Faces(32).image(0, np.random.default_rng(0))
 ROWS: list[dict[str, Any]] = [
     {
         "name": f"{kind}-{number}",
+        "matrix": data,
+        "images_seen": 1000,
         "experiment": {"model": {"kind": kind}, "data": {"kind": data}},
         "parameters": 1000 * number,
         "operations": 1e9,
