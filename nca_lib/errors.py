@@ -17,13 +17,6 @@ class UsageError(NCAError):
     """An argument that cannot be used."""
 
 
-def check_choice(name: str, given: str, choices: Iterable[str]) -> None:
-    """Refuse ([`UsageError`][]) what is none of the choices."""
-    known = list(choices)
-    if given not in known:
-        raise UsageError(f"{name} is {given!r}; choose {', '.join(known[:-1])} or {known[-1]}")
-
-
 class DataError(NCAError):
     """Images that cannot be used; the message names each file and what is wrong with it."""
 
@@ -70,3 +63,10 @@ class TooLargeError(NCAError):
 
 class OutputError(NCAError):
     """A file that cannot be written, or a folder that another process works in."""
+
+
+def check_choice(name: str, given: str, choices: Iterable[str]) -> None:
+    """Refuse ([`UsageError`][]) what is none of the choices."""
+    known = list(choices)
+    if given not in known:
+        raise UsageError(f"{name} is {given!r}; choose {', '.join(known[:-1])} or {known[-1]}")

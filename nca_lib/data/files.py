@@ -36,15 +36,15 @@ class Original:
     Attributes:
         path: the file.
         mode: `"RGB"`, `"L"` (grey) or `"I;16"` (grey, 16 bits).
-        alpha: its opacity, if it has any.
         width: its pixels in a row.
+        alpha: its opacity, if it has any.
         about: what the file says of its pixels: `dpi`, how many there are to an inch, and `icc_profile`.
     """
 
     path: Path
     mode: Literal["RGB", "L", "I;16"]
+    width: int
     alpha: Image.Image | None = None
-    width: int = 1
     about: dict[str, Any] = field(default_factory=dict)
 
     def said_of(self, picture: Image.Image) -> dict[str, Any]:
@@ -68,22 +68,21 @@ def read(path: str | Path, max_pixels: int = MOST_PIXELS) -> tuple[Tensor, Origi
     with opened(path, max_pixels) as file:
         deep = any(";16" in str(tile.args) for tile in getattr(file, "tile", []))
         image = whole(file)
-    about: dict[str, Any] = {"width": image.width, "about": _about(image)}
+    about = _about(image)
     if image.mode.startswith("I"):  # 16 bits, which convert("RGB") would clip instead of scaling
         grey = torch.from_numpy(np.array(image, dtype=np.float32)).clamp(0, 65535) / 32767.5 - 1
         _check_depth(path, grey)
-        return grey.expand(3, -1, -1).contiguous(), Original(path, "I;16", **about)
+        return grey.expand(3, -1, -1).contiguous(), Original(path, "I;16", image.width, about=about)
     mode: Literal["RGB", "L"] = "L" if image.mode in {"1", "L", "LA", "La"} else "RGB"
-    if not image.has_transparency_data:
-        colours = to_float(image.convert("RGB"))
-        if deep:
-            _check_depth(path, colours)
-        return colours, Original(path, mode, **about)
-    rgba = image.convert("RGBA")
-    alpha = rgba.getchannel("A")
-    white = Image.new("RGB", image.size, "white")
-    seen = alpha.point(lambda value: 255 if value else 0)
-    return to_float(Image.composite(rgba.convert("RGB"), white, seen)), Original(path, mode, alpha, **about)
+    alpha, picture = None, image.convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        alpha, white = rgba.getchannel("A"), Image.new("RGB", image.size, "white")
+        picture = Image.composite(rgba.convert("RGB"), white, alpha.point(lambda value: 255 if value else 0))
+    colours = to_float(picture)
+    if deep:
+        _check_depth(path, colours)
+    return colours, Original(path, mode, image.width, alpha, about)
 
 
 def _about(image: Image.Image) -> dict[str, Any]:

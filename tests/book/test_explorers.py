@@ -74,6 +74,21 @@ def test_in_the_book_an_explorer_is_a_film_with_a_still_picture(digits: Subject)
     assert "data:image/webp;base64," in still
 
 
+@pytest.mark.usefixtures("in_book")
+def test_a_film_says_what_was_set_and_no_time_of_the_machine_that_made_it(digits: Subject) -> None:
+    told = traits(explorers.compare_explorer(digits, steps=(4, 2)))
+    assert re.search(
+        r"A: model digits, A: sampler ddim, A: steps 4, .*B: sampler dpm_solver, B: steps 2", told["note"]
+    )
+    captions = [frame["caption"] for frame in told["frames"]]
+    assert [re.match(r"A: (\d) calls; B: (\d) calls\. Difference", c).groups() for c in captions] == [
+        ("1", "1"),
+        ("2", "1"),
+        ("3", "2"),
+        ("4", "2"),
+    ]
+
+
 def test_a_film_in_a_page_is_thinned_until_it_is_light() -> None:
     noise = [View({"noise": torch.randn(3, 96, 96)}, f"{n}") for n in range(40)]
     frames = traits(film_page(noise, "noise", "frame", ""))["frames"]

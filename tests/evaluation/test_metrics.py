@@ -20,7 +20,7 @@ from nca_lib.evaluation.metrics import (
 
 
 class Features(Extractor):
-    """Stands for one whose features are given."""
+    """An image's features are the image."""
 
     name, sha256, resize = "features", "none", "none"
 
@@ -29,7 +29,7 @@ class Features(Extractor):
         self.num_features = num_features
 
     def forward(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+        return images
 
 
 def whitened(count: int, dimensions: int, seed: int) -> Tensor:

@@ -34,8 +34,8 @@ function scale([low, high], from, to, logarithmic) {
     const within = round.filter((v) => v >= low && v <= high);
     return { at, ticks: within.length > 1 ? within : [low, high] };
   }
-  const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((m) => m * power >= rough);
+  const most = (high - low) / 3, power = 10 ** Math.floor(Math.log10(most));
+  const step = power * [5, 2, 1].find((m) => m * power <= most);
   const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
   return { at, ticks: Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12))) };
 }
