@@ -64,10 +64,9 @@ def _say_what_came_of_it(folder: Path) -> None:
     if experiment["context"]["factor"]:
         print(f"  level    python -m nca_lib join COARSER {model} --out cascade.safetensors")
         return
-    data = Experiment.from_dict(experiment).spelt_out()["data"]
-    of_size = f" --size {data['size']}x{data['size']}"
+    data = experiment["data"]
     where = "".join(f" --data.{key} {shlex.quote(data[key])}" for key in evaluation.PLACES if key in data)
-    print(f"  draw     python -m nca_lib sample {model}{of_size} --count 4 --out {folder / 'drawn.png'}")
+    print(f"  draw     python -m nca_lib sample {model} --count 4 --out {folder / 'drawn.png'}")
     print(f"  measure  python -m nca_lib evaluate {model}{where}")
 
 
@@ -258,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, extra = parser.parse_known_args(argv)
     if arguments.command is None:
         parser.error(
-            "which command? For a first picture: python -m nca_lib sample tissue-diff-nca; "
+            "which command? For a first picture: python -m nca_lib sample tissue-diff-nca --size 128x128; "
             "for all of them: python -m nca_lib --help"
         )
     try:

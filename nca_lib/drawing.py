@@ -22,6 +22,7 @@ from nca_lib.data.images import MOST_PIXELS
 from nca_lib.devices import compile_step, compiler_failed, computes_bf16, device_of, worth_compiling
 from nca_lib.diffusion import Denoiser
 from nca_lib.errors import UsageError
+from nca_lib.experiments.settings import Experiment
 from nca_lib.samplers import SAMPLERS, sample, trajectory
 
 INPAINT = "repaint (default) goes back and forth until the hole fits; published passes each level once"
@@ -32,7 +33,7 @@ def add_arguments(commands: Any, positive: Callable[[str], int]) -> None:
     """Add the commands to a parser; `positive` reads a count."""
     drawn = commands.add_parser("sample", help="draw images from a trained model")
     drawn.add_argument("model", help=f"a .safetensors file, or one of: {', '.join(weights.names())}")
-    drawn.add_argument("--size", default="64x64", help="WIDTHxHEIGHT in pixels (default 64x64)")
+    drawn.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: what the model learned on)")
     drawn.add_argument("--count", type=positive, help="how many images (default: one of each wish)")
     drawn.add_argument("--sampler", choices=SAMPLERS, default="dpm_solver", help="default dpm_solver")
     drawn.add_argument("--steps", type=positive, default=20, help="denoiser calls (default 20)")
@@ -83,7 +84,7 @@ def _add_editing(commands: Any, positive: Callable[[str], int]) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    height, width = _size(arguments.size)
+    height, width = _size(arguments.size) if arguments.size else _learned_on(arguments.model)
     arguments.count = arguments.count or len(arguments.ask or [""])
     device = device_of(arguments.device)
     columns = min(arguments.columns or 4, arguments.count)
@@ -95,6 +96,15 @@ def _sample(arguments: argparse.Namespace) -> None:
     picture = files.sheet(images, columns) if len(images) > 1 else images[0]
     files.write(picture, arguments.out, force=arguments.force)
     print(f"{arguments.out}: {arguments.count} image{'s' if arguments.count > 1 else ''} of {width}x{height}")
+
+
+def _learned_on(model: str) -> tuple[int, int]:
+    """The size of a model's training images; of a cascade that at which its coarsest level draws such."""
+    described = weights.record(model)
+    levels = described.get("levels", [described])
+    side: int = Experiment.from_dict(levels[0]["experiment"]).spelt_out()["data"]["size"]
+    side *= math.prod(level["experiment"]["context"]["factor"] for level in levels[1:])
+    return side, side
 
 
 def _loaded(arguments: argparse.Namespace, size: tuple[int, int], device: torch.device) -> nn.Module:

@@ -44,6 +44,8 @@ def test_same_seed_gives_the_same_picture_and_another_seed_another(tmp_path: Pat
 
 def test_size_is_width_times_height_and_count_makes_a_grid(tmp_path: Path) -> None:
     out = tmp_path / "wide.png"
+    assert main(["sample", "digits-mlp", "--steps", "2", "--out", str(tmp_path / "plain.png")]) == 0
+    assert Image.open(tmp_path / "plain.png").size == (8, 8)  # of which its training images were
     arguments = ["sample", "tissue-diff-nca", "--size", "24x16", "--steps", "2", "--out", str(out)]
     assert main(arguments) == 0
     assert Image.open(out).size == (24, 16)
@@ -221,6 +223,9 @@ def test_levels_are_joined_and_a_sketch_stands_in_for_the_coarsest(
         options = ["--layout", "sketch.png", "--layout-strength", strength, "--out", "no.png"]
         assert main(["sample", f"{model}.safetensors", *options]) == 2
         assert word in capsys.readouterr().err
+    assert main(["sample", "both.safetensors", "--steps", "1", "--out", "plain.png"]) == 0
+    assert Image.open("plain.png").size == (256, 256)  # four times the coarsest level's images
+    capsys.readouterr()
     assert main(["sample", "fine.safetensors", "--out", "no.png"]) == 2
     assert "reads 4 channels of context" in capsys.readouterr().err
 
@@ -474,7 +479,7 @@ def test_memory_that_ends_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("nca_lib.drawing._size", lambda text: torch.empty(2**60))
-    assert main(["sample", "digits-mlp"]) == 2
+    assert main(["sample", "digits-mlp", "--size", "8x8"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("nca_lib sample: out of memory; ask for fewer")
     assert said.count("\n") == 1
@@ -487,7 +492,7 @@ def test_a_bug_keeps_its_traceback(
         raise ValueError("a bug")
 
     monkeypatch.setattr("nca_lib.drawing._size", lambda text: broken())
-    assert main(["sample", "digits-mlp"]) == 1
+    assert main(["sample", "digits-mlp", "--size", "8x8"]) == 1
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert "please report it" in said
