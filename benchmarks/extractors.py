@@ -4,8 +4,9 @@ The Frechet distance must rise with every kind of damage and lie well above its 
 on drawn portraits, at the counts that our tables use. Writes one JSON line for each network, layer, size of
 its input, data set, size of image and count into the results' `extractors.jsonl`: the curves of
 `response_curves`; those that rise (a fall of 1% does not count: a blur of a quarter of a pixel changes
-nothing); the distance of images glued from the halves of two; and the milliseconds that an image takes
-through all blocks. Skips what is there. Half an hour on one core.
+nothing); the distance of images glued from the halves of two, and of training images, which a model that
+learned all there is to learn would reach; and the milliseconds that an image takes through all blocks.
+Skips what is there. Half an hour on one core.
 """
 
 import json
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nca_lib.data.faces import HAIR_STYLES, Faces, draw
+from nca_lib.data.images import Split
 from nca_lib.data.tissue import Tissue
 from nca_lib.devices import hardware
 from nca_lib.evaluation.distortions import glued, response_curves
@@ -66,27 +68,29 @@ def networks() -> list[Layers]:
     ]
 
 
-def pictures(kind: str, size: int, count: int) -> tuple[Tensor, Tensor]:
-    """Held-out images, (count, 3, size, size), and the modes that they differ by: hair styles, shades."""
+def pictures(kind: str, size: int, count: int, split: Split) -> tuple[Tensor, Tensor]:
+    """Real images, (count, 3, size, size), and the modes that they differ by: hair styles, shades."""
     if kind == "faces":
-        portraits = [Faces(split="test").attributes(index) for index in range(count)]
+        portraits = [Faces(split=split).attributes(index) for index in range(count)]
         images = torch.cat([draw(portraits[i : i + 64], size) for i in range(0, count, 64)])
         return images, torch.tensor([list(HAIR_STYLES).index(p.hair_style) for p in portraits])
-    tissue = Tissue(size, split="test")
+    tissue = Tissue(size, split=split)
     images = torch.stack([tissue.image(0, np.random.default_rng(i)) for i in range(count)])
     return images, images.mean((1, 2, 3))
 
 
 @torch.no_grad()
-def measure(network: Layers, images: Tensor, modes: Tensor) -> dict[str, object]:
-    """The curves of the layer that is chosen, and how far the halves of two images glued together are."""
+def measure(network: Layers, images: Tensor, modes: Tensor, training: Tensor) -> dict[str, object]:
+    """The curves of the layer that is chosen, and how far training images and those glued of halves are."""
     real, other = images.chunk(2)
-    see = [torch.cat([network(part) for part in to_pixels(x).split(64)]) for x in (real, other, glued(other))]
+    sets = (real, other, glued(other), training)
+    see = [torch.cat([network(part) for part in to_pixels(x).split(64)]) for x in sets]
     rise = {k: [round(d, 4) for _, d in v] for k, v in response_curves(network, images, modes).items()}
     return {
         "num_features": see[0].shape[1],
         "floor": round(frechet_distance(see[0], see[1]), 4),
         "glued": round(frechet_distance(see[0], see[2]), 4),
+        "training": round(frechet_distance(see[0], see[3]), 4),
         "curves": rise,
         "rises": [k for k, v in rise.items() if all(b > 0.99 * a for a, b in pairwise(v))],
     }
@@ -102,14 +106,15 @@ def main() -> None:
             found = [(network.name, layer, kind, size, count) for layer in network.layers]
             if done.issuperset(found):
                 continue
-            images, modes = pictures(kind, size, 2 * count)
+            images, modes = pictures(kind, size, 2 * count, "test")
+            training, _ = pictures(kind, size, count, "train")
             begin = time.perf_counter()
             network.see(to_pixels(images[:64]))
             milliseconds = round((time.perf_counter() - begin) / 64 * 1000, 1)
             network.seen.clear()
             for layer, key in zip(network.layers, found, strict=True):
                 network.layer = layer
-                row = dict(zip(keys, key, strict=True)) | measure(network, images, modes)
+                row = dict(zip(keys, key, strict=True)) | measure(network, images, modes, training)
                 row |= {"ms": milliseconds, "hardware": hardware(torch.device("cpu"))}
                 with TABLE.open("a") as file:
                     file.write(json.dumps(row) + "\n")

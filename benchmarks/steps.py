@@ -2,7 +2,8 @@
 
 The trainings themselves ran beside other work, so their clocks say little. Here each model is timed apart, on
 one thread, by the processor's clock, which stands still while others have the core. Appends one JSON line for
-each entry to the results' `steps.jsonl`, and skips those that are there.
+each entry to the results' `steps.jsonl`, and skips those that are there. Seconds of one day's machine are not
+those of another's: what is added later is measured beside the table's first model, and stated in its seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -29,6 +31,7 @@ from nca_lib.experiments.training import Average
 TABLE = Path(__file__).parents[1] / "nca_lib" / "experiments" / "results" / "steps.jsonl"
 DEVICE = torch.device("cpu")
 WARM, TIMED, IMAGES = 3, 15, 32
+Row = dict[str, Any]
 
 
 def median_seconds(work: Callable[[], object], warm: int, timed: int) -> float:
@@ -64,7 +67,7 @@ def training_step(experiment: Experiment, folder: Path) -> Callable[[], None]:
     return step
 
 
-def measured(experiment: Experiment, matrix: Matrix) -> dict[str, object]:
+def measured(experiment: Experiment, matrix: Matrix) -> Row:
     """The row of one entry."""
     torch.compiler.reset()
     with TemporaryDirectory() as folder:
@@ -84,6 +87,16 @@ def measured(experiment: Experiment, matrix: Matrix) -> dict[str, object]:
     }
 
 
+def in_seconds_of(first: Row, row: Row, matrix: Matrix) -> Row:
+    """A row of today, as the machine that measured the table's first row would have measured it."""
+    (same,) = (experiment for experiment in matrix.entries if experiment.name == first["name"])
+    today = measured(same, matrix)
+    scaled = {
+        key: round(row[key] * first[key] / today[key], 5) for key in ("seconds_per_step", "seconds_per_image")
+    }
+    return row | scaled | {"beside": {key: today[key] for key in ("name", *scaled)}}
+
+
 def main() -> None:
     """All that is missing; other seeds take as long."""
     torch.set_num_threads(1)
@@ -93,6 +106,8 @@ def main() -> None:
             if "-seed-" in experiment.name or (matrix.name, experiment.name) in done:
                 continue
             row = measured(experiment, matrix)
+            if first := next(iter(rows(TABLE)), None):
+                row = in_seconds_of(first, row, read(first["matrix"]))
             with TABLE.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)

@@ -2,7 +2,7 @@
 
 import math
 from importlib import resources
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,6 +24,7 @@ from nca_lib.experiments.comparison import (
     seconds_per_step,
     t95,
 )
+from nca_lib.experiments.settings import Experiment
 
 EYES = ("nca-features-1", "efficientnet-lite0-block-7")
 TABLE = rows("shipped")
@@ -100,6 +101,23 @@ def test_more_parameters_help_the_unet_with_one_ruler_only() -> None:
     small, large = final("faces-unet-145k"), final("faces-unet")
     assert distance(large, EYES[0]) < distance(small, EYES[0])
     assert distance(large, EYES[1]) > distance(small, EYES[1])
+
+
+@pytest.mark.parametrize("eye", EYES)
+def test_vnca_is_behind_all_unets_with_an_encoder_for_most_of_its_parameters(eye: str) -> None:
+    row = final("faces-vnca")
+    assert row["images_seen"] == 64_000
+    for rival in ("faces-unet", "faces-unet-145k", "faces-fourier"):
+        assert distance(row, eye) > 2 * distance(final(rival), eye)
+    model = Experiment.from_dict(row["experiment"]).build_model()
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    assert encoder > 0.5 * row["parameters"]
+
+
+def test_vnca_gained_most_in_its_last_half_by_our_ruler() -> None:
+    told = [distance(r) for r in TABLE if r["name"] == "faces-vnca"]
+    gains = [a / b for a, b in pairwise(told)]
+    assert len(gains) == 3 and max(gains) == gains[-1]
 
 
 def test_precision_of_the_extractors_about_diff_nca() -> None:
