@@ -285,3 +285,29 @@ def test_of_the_losses_only_muons_is_far_from_the_starts() -> None:
     asked_otherwise = {f"digits-{name}" for name in ("schedule", "target", "weighting", "improved")}
     far = {name for name, found in losses.items() if abs(mean(found) - mean(start)) > 2 * apart}
     assert far - asked_otherwise == {"digits-optimizer"}
+
+
+def original(model: str, images: str, **where: Any) -> dict[str, Any]:
+    table = rows(Path(matrix.__file__).parent / "results" / "originality.jsonl")
+    found = [
+        r for r in table if {"model": model, "images": images, "canvas": 32, **where}.items() <= r.items()
+    ]
+    (row,) = [r for r in found if r["measure"] == where.get("measure", "copying")]
+    return row
+
+
+@pytest.mark.parametrize("key", ["distance", "ratio"])
+def test_samples_are_no_copies_and_copies_are_found_under_noise(key: str) -> None:
+    cases = [("tissue-diff-nca", {"patch": size}) for size in (8, 16, 32)]
+    for model, where in (*cases, ("faces-fourier", {}), ("faces-diff-nca", {})):
+        assert original(model, "samples", **where)[key]["nearer"] < 0.55
+        assert original(model, "copies, noised", **where)[key]["nearer_interval"][0] > 0.5
+
+
+def test_stains_and_nuclei_of_samples_agree_with_the_photograph() -> None:
+    drawn, real = (
+        original("tissue-diff-nca", images, measure="histology") for images in ("samples", "held-out")
+    )
+    for key in ("haematoxylin", "dab", "nuclei", "nucleus_area"):
+        assert drawn[key]["interval"][0] < real[key]["interval"][1]
+        assert real[key]["interval"][0] < drawn[key]["interval"][1]
