@@ -67,19 +67,24 @@ def join(levels: Sequence[str | Path], path: str | Path) -> None:
     under `levels`; steps, images and seconds are sums.
 
     Raises:
-        WeightsError: no such weights, no levels of one cascade (the first reads a context, another one reads
-            other channels than it is told), or another suffix than .safetensors.
+        WeightsError: no such weights, no levels of one cascade (one is a cascade itself, the first reads a
+            context, another one reads other channels than it is told), or another suffix than .safetensors.
         OutputError: the file cannot be written.
     """
     if Path(path).suffix != ".safetensors":
         raise WeightsError(f"{path} must end in .safetensors")
     records = [record(level) for level in levels]
+    for level, each in zip(levels, records, strict=True):
+        if "levels" in each:
+            raise WeightsError(f"{level} is itself a cascade; give the levels that it was joined from")
     sums = ("steps", "images_seen", "training_seconds")
     whole = records[-1] | {key: sum(each.get(key) or 0 for each in records) for key in sums}
     whole["experiment"] = whole["experiment"] | {"name": Path(path).stem}
     model = _cascade(path, records)
-    for place, level in zip(reversed(_places(len(levels))), levels, strict=True):
-        model.load_state_dict({place + key: value for key, value in load(level).state_dict().items()}, False)
+    placed = zip(reversed(_places(len(levels))), levels, strict=True)
+    model.load_state_dict(
+        {place + key: value for place, level in placed for key, value in load(level).state_dict().items()}
+    )
     within = [{key: value for key, value in each.items() if key not in _OF_FILE} for each in records]
     save(model, path, {key: value for key, value in whole.items() if key != "sha256"} | {"levels": within})
 
