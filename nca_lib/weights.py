@@ -220,7 +220,7 @@ def _check_tensors(name: str | Path, tensors: Mapping[str, Tensor], wanted: Mapp
 def _read(name: str | Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a file of weights, and its record: the one within it, else the one beside it."""
     path = _locate(name)
-    blob = path.read_bytes()
+    blob = _bytes(path)
     # A safetensors file begins with the length of its header, 8 bytes, and its header, JSON.
     metadata = _json(blob[8 : 8 + int.from_bytes(blob[:8], "little")], path).get("__metadata__", {})
     beside = path.with_suffix(".json")
@@ -232,12 +232,19 @@ def _read(name: str | Path) -> tuple[bytes, dict[str, Any]]:
             if copy.get("sha256") == described["sha256"]:
                 described["training_seconds"] = copy.get("training_seconds")
     elif beside.is_file():
-        described = _json(beside.read_bytes(), beside)
+        described = _json(_bytes(beside), beside)
     else:
         raise WeightsError(f"{beside} is missing, and {path} holds no record of itself")
     if not isinstance(described.get("experiment"), dict):
         raise WeightsError(f"{path}: the record has no 'experiment', which says what to build")
     return blob, described
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _json(text: str | bytes, path: Path) -> dict[str, Any]:
