@@ -16,7 +16,7 @@ from nca_lib.book.film import Film, View, encoded
 from nca_lib.book.pages import bundle
 from nca_lib.book.painting import Brush
 from nca_lib.book.panel import Explorer, close_inside, in_one_line
-from nca_lib.book.subjects import Subject, level_words, states, timestep
+from nca_lib.book.subjects import Subject, level_words, states
 from nca_lib.diffusion import NoiseSchedule
 from nca_lib.extras import extra
 from nca_lib.noise import CounterNoise, Purpose
@@ -239,7 +239,7 @@ class Branches(ipw.VBox):
                         start = edit.noise[0].cpu()
                         branch.way.append((model.schedule.timesteps - 1, start, torch.zeros_like(start)))
                     clean = state.clean_estimate[0]
-                    branch.way.append((timestep(model, state), state.image[0], clean))
+                    branch.way.append((state.timestep, state.image[0], clean))
                     if halt.is_set():
                         break
                 self.branches.append(branch)
