@@ -113,7 +113,7 @@ class Branches(ipw.VBox):
         self._subject, self._steps, self._thread = subject, steps, threading.Thread()
         self._halt = threading.Event()
         self.branches: list[Branch] = []
-        self._now, self._seed = 0, 0
+        self._now, self._seed, self._fresh = 0, 0, torch.Generator().manual_seed(0)
         self._hand: Tensor | None = None  # the shown image, painted
         blank = torch.zeros(subject.model.image_channels, *subject.size)
         self._brush = Brush(blank, fleeting=True, on_change=self._paint, label="the noisy image")
@@ -275,7 +275,7 @@ class Branches(ipw.VBox):
             return
         t, image, _ = self.branches[self._now].way[self._call.value]
         signal, sigma = self._subject.model.schedule.levels(t)
-        fresh = torch.randn_like(image)
+        fresh = torch.randn(image.shape, generator=self._fresh)
         tool = self._tool.value
         if tool.startswith("branch"):
             other = self.branches[int(tool.split()[1]) - 1].way

@@ -73,6 +73,18 @@ def test_what_is_painted_leads_elsewhere_and_leaves_the_branch_it_left_as_it_was
     assert branches._hand is None
 
 
+def test_the_same_strokes_paint_the_same(branches: Branches, middle: torch.Tensor) -> None:
+    again = Branches(branches._subject, steps=6)
+    again.wait(30)
+    for made in (branches, again):
+        made.choose(0, 2)
+        made._tool.value = "noise"
+        paint(made, middle)
+    assert branches._hand is not None and again._hand is not None
+    assert torch.equal(branches._hand, again._hand)
+    again.close()
+
+
 @pytest.mark.parametrize("tool", ["colour", "image", "branch 1"])
 def test_what_is_pasted_lies_under_the_noise_of_the_place(
     branches: Branches, middle: torch.Tensor, tool: str
