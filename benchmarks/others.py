@@ -115,7 +115,7 @@ def infinite_tensor(model: Any, steps: int, overlap: int, halo: int) -> Tensor:
     def advance(made: int) -> Callable[..., Tensor]:
         def made_one(place: tuple[int, ...], before: Tensor) -> Tensor:
             image = (before[:channels] / before[channels:])[None]
-            after = SamplerState(math.nan, image, image, made) if made else None
+            after = SamplerState(math.nan, image, image, made, -1) if made else None
             image = next(ddim(model, image, steps=steps, after=after)).image[0, :, own, own]
             return torch.cat([image * weight, weight])
 

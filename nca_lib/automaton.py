@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nca_lib.errors import UsageError
 from nca_lib.noise import Noise, TorchNoise
 
 ALPHA = 3  # channels 0..2 are red, green and blue (premultiplied), 3 is opacity
@@ -75,6 +76,9 @@ class GrowingNCA(nn.Module):
         hidden: width of the hidden layer.
         update_probability: chance that a cell updates in a step.
         perception: `"fixed"` Sobel filters, as published, or a `"learned"` convolution.
+
+    Raises:
+        UsageError: fewer than the four channels that are seen.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class GrowingNCA(nn.Module):
         perception: Literal["fixed", "learned"] = "fixed",
     ):
         super().__init__()
+        if channels <= ALPHA:
+            raise UsageError(f"channels is {channels}; red, green, blue and opacity are {ALPHA + 1}")
         self.channels, self.update_probability = channels, update_probability
         self.firing: Noise = TorchNoise()
         # First: loading refuses a layer that is too large before it takes memory, but not fixed filters.

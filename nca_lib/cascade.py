@@ -211,5 +211,6 @@ class Guided(Denoiser):
             return super().given(self.strength * context)._output(noisy, t)
         both = super().given(torch.cat([context, torch.zeros_like(context)]))
         with firing_from(both, Repeated):
-            told, untold = both._output(noisy.repeat(2, 1, 1, 1), t.repeat(2)).chunk(2)
+            twice = t.expand(len(noisy)).repeat(2)
+            told, untold = both._output(noisy.repeat(2, 1, 1, 1), twice).chunk(2)
         return untold + self.strength * (told - untold)

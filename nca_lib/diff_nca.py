@@ -89,7 +89,8 @@ class Cell(nn.Module):
         zero_init: start with updates of exactly zero.
 
     Raises:
-        UsageError: an unknown encoding or norm.
+        UsageError: an unknown encoding or norm; a hidden layer of which a quarter is less than 1, where
+            modulation is.
     """
 
     writable: Tensor
@@ -111,6 +112,8 @@ class Cell(nn.Module):
         super().__init__()
         check_choice("encoding", encoding, get_args(Encoding))
         check_choice("norm", norm, get_args(Norm))
+        if modulation and hidden < 4:
+            raise UsageError(f"hidden is {hidden}; with modulation, whose nets have a quarter, at least 4")
         self.encoding, self.position, self.image_channels = encoding, position, image_channels
         self.padding, self.local = padding, norm == "cell"
         # One embedding for all cells, and a border that shows constants as they are: see `fast.fold`.

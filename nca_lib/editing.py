@@ -43,7 +43,7 @@ class KnownPixels(Constraint):
 
     Args:
         image: (B, C, H, W), or (1, C, H, W) for all images alike; what it holds in the hole plays no part.
-        mask: (1, 1, H, W) or (B, 1, H, W) bool, True where the image is known.
+        mask: (1, 1, H, W), or one for each of the given images, bool, True where the image is known.
         mode: `"repaint"` or `"published"`.
         jump: how many steps to go back, RePaint's jump length.
         repeats: how often each stretch of `jump` steps is gone; 1 resamples nothing.

@@ -32,16 +32,18 @@ class SamplerState:
     """Where a sampler stands.
 
     Attributes:
-        time: t/T of the noise level that `image` has now; 0 for the finished image.
+        time: t/T of the noise level that `image` has now; 0 for the finished image, and for timestep 0.
         image: (B, C, H, W), the partly denoised image.
         clean_estimate: (B, C, H, W), the clean image that the denoiser saw through the noise.
         step: how many denoiser calls have been made, 1..steps.
+        timestep: t of that noise level; -1 for the finished image.
     """
 
     time: float
     image: Tensor
     clean_estimate: Tensor
     step: int
+    timestep: int
 
 
 class Constraint:
@@ -218,7 +220,7 @@ class _Reversal:
 
     def state(self, image: Tensor, clean: Tensor, before: int) -> SamplerState:
         """What a sampler yields after a call."""
-        return SamplerState(max(before, 0) / self.schedule.timesteps, image, clean, self.calls)
+        return SamplerState(max(before, 0) / self.schedule.timesteps, image, clean, self.calls, before)
 
 
 def ddpm(

@@ -67,19 +67,24 @@ def join(levels: Sequence[str | Path], path: str | Path) -> None:
     under `levels`; steps, images and seconds are sums.
 
     Raises:
-        WeightsError: no such weights, no levels of one cascade (the first reads a context, another one reads
-            other channels than it is told), or another suffix than .safetensors.
+        WeightsError: no such weights, no levels of one cascade (one is a cascade itself, the first reads a
+            context, another one reads other channels than it is told), or another suffix than .safetensors.
         OutputError: the file cannot be written.
     """
     if Path(path).suffix != ".safetensors":
         raise WeightsError(f"{path} must end in .safetensors")
     records = [record(level) for level in levels]
+    for level, each in zip(levels, records, strict=True):
+        if "levels" in each:
+            raise WeightsError(f"{level} is itself a cascade; give the levels that it was joined from")
     sums = ("steps", "images_seen", "training_seconds")
     whole = records[-1] | {key: sum(each.get(key) or 0 for each in records) for key in sums}
     whole["experiment"] = whole["experiment"] | {"name": Path(path).stem}
     model = _cascade(path, records)
-    for place, level in zip(reversed(_places(len(levels))), levels, strict=True):
-        model.load_state_dict({place + key: value for key, value in load(level).state_dict().items()}, False)
+    placed = zip(reversed(_places(len(levels))), levels, strict=True)
+    model.load_state_dict(
+        {place + key: value for place, level in placed for key, value in load(level).state_dict().items()}
+    )
     within = [{key: value for key, value in each.items() if key not in _OF_FILE} for each in records]
     save(model, path, {key: value for key, value in whole.items() if key != "sha256"} | {"levels": within})
 
@@ -215,7 +220,7 @@ def _check_tensors(name: str | Path, tensors: Mapping[str, Tensor], wanted: Mapp
 def _read(name: str | Path) -> tuple[bytes, dict[str, Any]]:
     """The bytes of a file of weights, and its record: the one within it, else the one beside it."""
     path = _locate(name)
-    blob = path.read_bytes()
+    blob = _bytes(path)
     # A safetensors file begins with the length of its header, 8 bytes, and its header, JSON.
     metadata = _json(blob[8 : 8 + int.from_bytes(blob[:8], "little")], path).get("__metadata__", {})
     beside = path.with_suffix(".json")
@@ -227,12 +232,19 @@ def _read(name: str | Path) -> tuple[bytes, dict[str, Any]]:
             if copy.get("sha256") == described["sha256"]:
                 described["training_seconds"] = copy.get("training_seconds")
     elif beside.is_file():
-        described = _json(beside.read_bytes(), beside)
+        described = _json(_bytes(beside), beside)
     else:
         raise WeightsError(f"{beside} is missing, and {path} holds no record of itself")
     if not isinstance(described.get("experiment"), dict):
         raise WeightsError(f"{path}: the record has no 'experiment', which says what to build")
     return blob, described
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _json(text: str | bytes, path: Path) -> dict[str, Any]:

@@ -367,6 +367,8 @@ def test_each_guided_image_has_its_own_timestep() -> None:
     told, untold = model.given(context)(noisy, t), model.given(0 * context)(noisy, t)
     guided = Guided(model, context, 3.0)(noisy, t)
     torch.testing.assert_close(guided, untold + 3 * (told - untold), atol=1e-3, rtol=0)
+    alike = Guided(model, context, 3.0)(noisy, t[:1])
+    torch.testing.assert_close(alike, Guided(model, context, 3.0)(noisy, t[:1].expand(2)))
 
 
 @pytest.mark.parametrize("firing", ["fresh", "fixed", "expected"])

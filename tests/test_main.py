@@ -485,6 +485,61 @@ def test_memory_that_ends_is_one_line(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("train growing-grow --model.channels 3", "channels is 3; "),
+        ("train tissue-diff-nca --model.hidden 2", "hidden is 2; "),
+        ("train tissue-diff-nca --data.downscale 1000", "downscale is 1000; "),
+        ("evaluate tissue-diff-nca --data.kind [1]", "data.kind: '[1]' is unknown; "),
+    ],
+)
+def test_a_value_that_no_model_or_data_can_have_is_one_line(
+    command: str,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--device", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"nca_lib {command.split()[0]}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("command", "file"),
+    [
+        ("sample own.safetensors --size 8x8", "own.safetensors"),
+        ("show own.toml", "own.toml"),
+        ("run matrix.toml", "matrix.toml"),
+        ("run digits --table rows.jsonl", "rows.jsonl"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(
+    command: str,
+    file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refusing(read: Any) -> Any:
+        def refuse(path: Path, **options: Any) -> Any:
+            if path.name == file:
+                raise PermissionError(13, "Permission denied", str(path))
+            return read(path, **options)
+
+        return refuse
+
+    monkeypatch.chdir(tmp_path)
+    Path(file).touch()
+    for read in ("read_bytes", "read_text"):  # whoever runs the tests may read everything
+        monkeypatch.setattr(Path, read, refusing(getattr(Path, read)))
+    assert main(command.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"{file}: cannot be read (Permission denied)")
+
+
 def test_a_bug_keeps_its_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -323,6 +323,7 @@ class TestEverySampler:
         assert times == sorted(times, reverse=True)
         assert times[:-1] == pytest.approx(asked[1:])  # the image of a state is what is asked about next
         assert times[-1] == 0
+        assert [state.timestep for state in visited] == [round(100 * time) for time in asked[1:]] + [-1]
         torch.testing.assert_close(visited[-1].image, visited[-1].clean_estimate)
 
     def test_refuses_impossible_step_counts(self, sampler: object) -> None:
@@ -444,7 +445,7 @@ def test_the_multistep_solver_forgets_its_history_at_a_jump_back() -> None:
     torch.testing.assert_close(recording.asked[3][0], left.sqrt() * states[2].image + (1 - left).sqrt())
     as_ddim = []
     for (image, t), state in zip(recording.asked, states, strict=True):
-        before = torch.tensor([-1 if state is states[-1] else schedule.timestep(torch.tensor(state.time))])
+        before = torch.tensor([state.timestep])
         noise = schedule.noise_from_clean(image, torch.tensor([t]), state.clean_estimate)
         step = schedule.add_noise(state.clean_estimate, before, noise)
         as_ddim.append(torch.allclose(state.image, step, atol=1e-9))

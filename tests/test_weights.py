@@ -278,6 +278,14 @@ def test_joined_levels_load_as_the_cascade_of_them(tmp_path: Path) -> None:
     assert record["experiment"]["name"] == "joined"
 
 
+def test_a_cascade_is_no_level(tmp_path: Path) -> None:
+    levels = [level("layout", tmp_path), level("half", tmp_path, context={"factor": 4})]
+    weights.join(levels, tmp_path / "joined.safetensors")
+    for wrong in ([tmp_path / "joined.safetensors", levels[1]], [levels[0], tmp_path / "joined.safetensors"]):
+        with pytest.raises(WeightsError, match=r"joined.* is itself a cascade; give the levels"):
+            weights.join(wrong, tmp_path / "again.safetensors")
+
+
 def test_one_rule_of_several_scales_is_joined_to_be_each(tmp_path: Path) -> None:
     layout, told = level("layout", tmp_path), {"kind": "tissue-scales", "coarsest": 2}
     rule = level("rule", tmp_path, context={"factor": 2}, data=told, model={"context_channels": 5})

@@ -16,7 +16,7 @@ from nca_lib.book.film import Film, View, encoded
 from nca_lib.book.pages import bundle
 from nca_lib.book.painting import Brush
 from nca_lib.book.panel import Explorer, close_inside, in_one_line
-from nca_lib.book.subjects import Subject, level_words, states, timestep
+from nca_lib.book.subjects import Subject, level_words, states
 from nca_lib.diffusion import NoiseSchedule
 from nca_lib.extras import extra
 from nca_lib.noise import CounterNoise, Purpose
@@ -113,7 +113,7 @@ class Branches(ipw.VBox):
         self._subject, self._steps, self._thread = subject, steps, threading.Thread()
         self._halt = threading.Event()
         self.branches: list[Branch] = []
-        self._now, self._seed = 0, 0
+        self._now, self._seed, self._fresh = 0, 0, torch.Generator().manual_seed(0)
         self._hand: Tensor | None = None  # the shown image, painted
         blank = torch.zeros(subject.model.image_channels, *subject.size)
         self._brush = Brush(blank, fleeting=True, on_change=self._paint, label="the noisy image")
@@ -239,7 +239,7 @@ class Branches(ipw.VBox):
                         start = edit.noise[0].cpu()
                         branch.way.append((model.schedule.timesteps - 1, start, torch.zeros_like(start)))
                     clean = state.clean_estimate[0]
-                    branch.way.append((timestep(model, state), state.image[0], clean))
+                    branch.way.append((state.timestep, state.image[0], clean))
                     if halt.is_set():
                         break
                 self.branches.append(branch)
@@ -275,7 +275,7 @@ class Branches(ipw.VBox):
             return
         t, image, _ = self.branches[self._now].way[self._call.value]
         signal, sigma = self._subject.model.schedule.levels(t)
-        fresh = torch.randn_like(image)
+        fresh = torch.randn(image.shape, generator=self._fresh)
         tool = self._tool.value
         if tool.startswith("branch"):
             other = self.branches[int(tool.split()[1]) - 1].way

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nca_lib.book.film import View
 from nca_lib.book.panel import Explorer, choice, explore, slider, upload
-from nca_lib.book.subjects import Subject, heat, level_words, states, timestep, which
+from nca_lib.book.subjects import Subject, heat, level_words, states, which
 from nca_lib.editing import FromImage, KnownPixels, LowResolution, enlarge, interpolate
 from nca_lib.extras import extra
 from nca_lib.samplers import Constraint, Sampler, ddim
@@ -81,7 +81,7 @@ def answers_explorer(*subjects: Subject, task: Task = "vary") -> Explorer | HTML
             pictures = {} if asked.task == "sample" else {"the truth": truth, "what is given": given}
             pictures |= {f"answer {n}": answer for n, answer in enumerate(found, 1)}
             pictures["where they differ"] = heat(spread, 0.8)
-            level = level_words(chosen.model.schedule, timestep(chosen.model, state))
+            level = level_words(chosen.model.schedule, state.timestep)
             asked_for = middle_hole(*chosen.size) if asked.task == "fill" else everywhere
             distances = "" if asked.task == "sample" else _distances(found, truth, chosen.images, asked_for)
             yield View(pictures, f"Call {state.step}, {level}. {distances}")

@@ -27,7 +27,6 @@ from nca_lib.book.subjects import (
     power_chart,
     schedule_chart,
     states,
-    timestep,
     which,
 )
 from nca_lib.editing import Inpainting, KnownPixels, shaped_canvas
@@ -54,7 +53,7 @@ def sampler_explorer(*subjects: Subject, steps: int = 20) -> Explorer | HTML:
         chosen = subjects[subject]
         model, schedule = chosen.model, chosen.model.schedule
         for state in states(model, chosen.size, sampler=sampler, steps=steps, seed=seed):
-            t = timestep(model, state)
+            t = state.timestep
             pictures = {"noisy image": state.image[0], "clean estimate": state.clean_estimate[0]}
             charts = [schedule_chart(schedule, t), power_chart(pictures)]
             yield View(pictures, f"Call {state.step}, {level_words(schedule, t)}.", charts, steps)

@@ -152,11 +152,6 @@ def states(
         yield replace(state, image=state.image.cpu(), clean_estimate=state.clean_estimate.cpu())
 
 
-def timestep(model: Denoiser, state: SamplerState) -> int:
-    """The timestep of the noise level of a state's image; -1 for the finished image."""
-    return round(state.time * model.schedule.timesteps) if state.time > 0 else -1
-
-
 def level_words(schedule: NoiseSchedule, t: int) -> str:
     """A noise level in words."""
     if t < 0:

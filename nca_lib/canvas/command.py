@@ -177,9 +177,16 @@ def _progress() -> outofcore.Progress:
 
 def _write(arguments: argparse.Namespace, out: Path, picture: formats.Picture) -> None:
     """Write the file beside its place first, so that none that is half written looks finished."""
-    partial = out.with_name(f"{out.stem}.partial{out.suffix}")
+    partial, pyramid = out.with_name(f"{out.stem}.partial{out.suffix}"), out.with_name(out.name + ".levels")
     with writing(out):
-        _write_beside(arguments, out, partial, picture)
+        try:
+            _write_beside(arguments, out, partial, pyramid, picture)
+        except BaseException:
+            if not partial.is_dir():
+                partial.unlink(missing_ok=True)
+            for folder in (partial, pyramid):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         if out.is_dir():
             shutil.rmtree(out)
         elif out.suffix == ".zarr":  # a folder does not replace a file
@@ -187,7 +194,9 @@ def _write(arguments: argparse.Namespace, out: Path, picture: formats.Picture) -
         partial.replace(out)
 
 
-def _write_beside(arguments: argparse.Namespace, out: Path, partial: Path, picture: formats.Picture) -> None:
+def _write_beside(
+    arguments: argparse.Namespace, out: Path, partial: Path, pyramid: Path, picture: formats.Picture
+) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     if out.suffix == ".png":
         formats.write_png(partial, picture)
@@ -195,7 +204,6 @@ def _write_beside(arguments: argparse.Namespace, out: Path, partial: Path, pictu
         version = arguments.ome_zarr
         formats.write_pyramid(partial, picture, name=out.name, mpp=arguments.mpp, version=version)
     else:
-        pyramid = out.with_name(out.name + ".levels")
         shutil.rmtree(pyramid, ignore_errors=True)
         levels = formats.write_pyramid(pyramid, picture)
         formats.write_tiff(partial, levels, mpp=arguments.mpp, compression=arguments.compression)

@@ -184,7 +184,7 @@ class Canvas:
         if step > 0:
             image = self._read(self.image, step, rows, columns).to(device)
             clean = image if self.clean is None else self._read(self.clean, step, rows, columns).to(device)
-            after = SamplerState(math.nan, image, clean, made)
+            after = SamplerState(math.nan, image, clean, made, -1)  # `after` goes by the calls made
         sampler, low = SAMPLERS[self.plan.sampler], self.plan.bf16 and computes_bf16(device)
         model = self.model.given(context_of(self, rows, columns)) if self.below else self.model
         with firing_from(model, noise), torch.autocast(device.type, torch.bfloat16, enabled=low):

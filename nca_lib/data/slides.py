@@ -6,10 +6,11 @@ import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from nca_lib.data.images import Orientations, Split, listing_hash, to_float, turned
@@ -47,7 +48,7 @@ class Slides:
         self,
         path: str,
         size: int = 64,
-        mpp: float = 1.0,
+        mpp: Annotated[float, Field(gt=0)] = 1.0,
         orientations: Orientations = 8,
         split: Split = "train",
         slide_mpp: float | None = None,

@@ -35,7 +35,7 @@ class Tissue:
             the one that is not reduced.
 
     Raises:
-        DataError: no crop fits into the split.
+        DataError: no crop fits into the split, or nothing is left of the photograph.
     """
 
     channels = 3
@@ -56,6 +56,8 @@ class Tissue:
 
         size = test_size if test_size and split == "test" else size
         whole = to_float(immunohistochemistry())
+        if downscale > whole.shape[1]:
+            raise DataError(f"downscale is {downscale}; the photograph is {whole.shape[1]} pixels wide")
         self.photo, self.size = F.avg_pool2d(whole, downscale), size
         self.source, self.reduction = (whole, downscale) if offsets else (self.photo, 1)
         self.extent = size * self.reduction  # of a crop in what it is cut from

@@ -79,7 +79,7 @@ def _experiment(model: str, overrides: dict[str, Any]) -> Experiment:
     said = {key.removeprefix("data.") for key in overrides}
     together = files.merged([("record", recorded), ("arguments", files.nested(overrides))])
     data = dict(together["data"])
-    build = DATASETS.get(data["kind"])
+    build = DATASETS.get(str(data["kind"]))
     places = [key for key in PLACES if build and key in arguments_of(build)]
     if not said >= set(places):
         raise UsageError(

@@ -132,9 +132,12 @@ class TissueJudge:
 
 
 def judge_of(kind: str, train: Images, stained: bool = False) -> Judge | None:
-    """The judge of a kind of data, if there is one; `stained`: its images are stained tissue anyway."""
+    """The judge of a kind of data, if there is one; `stained`: its images are stained tissue anyway.
+
+    There is none of faces that are too small for their rules to be read.
+    """
     if kind == "faces":
-        return FaceJudge(train.size)
+        return FaceJudge(train.size) if train.size >= coherence.SIZE else None
     if kind == "digits":
         return DigitJudge(train.size)
     return TissueJudge(train) if stained or kind in STAINED else None

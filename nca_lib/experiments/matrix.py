@@ -248,12 +248,16 @@ def operations(model: nn.Module, size: int) -> float:
 
 
 def rows(table: str | Path) -> list[dict[str, Any]]:
-    """The rows of a results table: a JSON lines file, or `"shipped"` for those that come with the library."""
+    """The rows of a results table: a JSON lines file, or `"shipped"` for those that come with the library.
+
+    Raises:
+        ExperimentError: the file cannot be read, or a line is no row.
+    """
     path = Path(table)
     if str(table) == "shipped":
         path = Path(str(resources.files("nca_lib") / "experiments" / "results" / "results.jsonl"))
     found = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         try:
             row = json.loads(line) if line.strip() else None
             if row is not None:
@@ -263,10 +267,17 @@ def rows(table: str | Path) -> list[dict[str, Any]]:
     return found
 
 
+def _text(table: Path) -> bytes:
+    try:
+        return table.read_bytes() if table.is_file() else b""
+    except OSError as error:
+        raise ExperimentError(f"{table}: cannot be read ({error.strerror})") from error
+
+
 def mend(table: Path) -> str:
     """Keep aside the half row that an interrupted write left at a table's end; returns what to say."""
     with _changing(table):
-        text = table.read_bytes() if table.is_file() else b""
+        text = _text(table)
         whole, _, half = text.rpartition(b"\n")
         try:
             if half.strip():
@@ -289,7 +300,7 @@ def _append(table: Path, more: Sequence[Mapping[str, Any]]) -> None:
     if not leads():
         return
     with _changing(table):
-        text = table.read_bytes() if table.is_file() else b""
+        text = _text(table)
         if text and not text.endswith(b"\n"):
             text += b"\n"
         added = "".join(json.dumps(row) + "\n" for row in more)

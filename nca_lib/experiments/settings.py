@@ -199,6 +199,7 @@ RANGES: dict[Any, Any] = {
     int: Annotated[int, Field(ge=1, le=2**28)],  # a product of two is still a number of 64 bits
     int | None: Annotated[int | None, Field(ge=1, le=2**28), Unset],
     float: Annotated[float, Field(gt=0, le=1)],
+    float | None: Annotated[float | None, Field(gt=0), Unset],  # a measure
 }
 
 

@@ -226,7 +226,9 @@ class DiffusionTask(_ImageTask):
         # (Kingma et al. 2021, appendix I.1).
         count = len(clean) * self.part.count
         strata = torch.arange(count, device=self.device) + torch.rand(1, device=self.device)
-        t = self.part.of((strata / count * self.model.schedule.timesteps).long())
+        timesteps = self.model.schedule.timesteps
+        # The sum is rounded, in the last stratum now and then up to all of `count`.
+        t = self.part.of((strata / count * timesteps).long().clamp(max=timesteps - 1))
         drawn = noise.normal(clean, Purpose.SAMPLER, 0)
         model, teacher = _told(self.model, told), self.teacher and _told(self.teacher, told)
         with firing_from(model, noise), firing_from(teacher or model, noise):

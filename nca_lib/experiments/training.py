@@ -8,9 +8,11 @@ TensorBoard events.
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -146,7 +148,7 @@ def train(
     """
     folder, device, options = Path(folder), device_of(device), experiment.training
     # Of several processes the first holds the lock, as it writes the files.
-    lock = locked(folder / ".lock") if leads() else nullcontext()
+    lock = _alone(folder) if leads() else nullcontext()
     with (
         lock,
         checkpoints.stop_signals() as stop,
@@ -167,6 +169,19 @@ def train(
         # From what has been saved in the meantime, if anything has.
         resume = resume or checkpoints.newest(folder) != before
         return _train(experiment, folder, device, progress, stop, resume, resume_anyway, compiled=False)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; a new folder that nothing came of, since training could not begin, is removed."""
+    new = not folder.exists()
+    try:
+        with locked(folder / ".lock"):
+            yield
+    except BaseException:
+        if new and [path.name for path in folder.glob("*")] == [".lock"]:
+            shutil.rmtree(folder)
+        raise
 
 
 def _train(

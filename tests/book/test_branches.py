@@ -45,6 +45,15 @@ def test_a_sample_is_the_librarys_and_going_on_untouched_ends_there(branches: Br
     torch.testing.assert_close(branches.branches[1].way[-1][1], expected[0])
 
 
+def test_the_next_to_last_call_is_not_finished(branches: Branches) -> None:
+    (branch,) = branches.branches
+    assert [t for t, *_ in branch.way[-2:]] == [0, -1]
+    branches.choose(0, 5)
+    branches.go_on()
+    branches.wait(30)
+    torch.testing.assert_close(branches.branches[1].way[-1][1], branch.way[-1][1])
+
+
 def test_what_is_painted_leads_elsewhere_and_leaves_the_branch_it_left_as_it_was(
     branches: Branches, middle: torch.Tensor
 ) -> None:
@@ -62,6 +71,18 @@ def test_what_is_painted_leads_elsewhere_and_leaves_the_branch_it_left_as_it_was
     assert not torch.equal(first.way[-1][1], second.way[-1][1])
     branches.choose(0, 2)
     assert branches._hand is None
+
+
+def test_the_same_strokes_paint_the_same(branches: Branches, middle: torch.Tensor) -> None:
+    again = Branches(branches._subject, steps=6)
+    again.wait(30)
+    for made in (branches, again):
+        made.choose(0, 2)
+        made._tool.value = "noise"
+        paint(made, middle)
+    assert branches._hand is not None and again._hand is not None
+    assert torch.equal(branches._hand, again._hand)
+    again.close()
 
 
 @pytest.mark.parametrize("tool", ["colour", "image", "branch 1"])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from nca_lib.__main__ import main
-from nca_lib.canvas import outofcore, tiles
+from nca_lib.canvas import formats, outofcore, tiles
 from nca_lib.devices import computes_bf16
 
 HOLD = """
@@ -195,6 +195,27 @@ def test_a_full_disk_and_a_scheduler_that_is_not_there_leave_a_canvas_to_go_on_w
         assert main([*command, "--resume"]) == 2
     assert "No space left on device; it holds what is done, --resume goes on" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "a.zarr"])
+@pytest.mark.parametrize(
+    ("error", "status"), [(OSError(errno.ENOSPC, "No space left"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_what_cannot_be_written_leaves_nothing_beside_it(tiny, tmp_path, monkeypatch, name, error, status):
+    def failing(write):
+        def fail(path, *args, **options):
+            written = write(path, *args, **options)
+            if path.stem == "a.partial":
+                raise error
+            return written
+
+        return fail
+
+    for write in ("write_png", "write_pyramid", "write_tiff"):
+        monkeypatch.setattr(formats, write, failing(getattr(formats, write)))
+    command = ["canvas", tiny, "--region", "0,0,24x24", "--steps", "1", "--out", str(tmp_path / name)]
+    assert main(command) == status
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_ome_zarr_calls_itself_as_its_folder(tiny, tmp_path):

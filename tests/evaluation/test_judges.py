@@ -8,7 +8,7 @@ import torch
 from nca_lib.data.digits import Digits
 from nca_lib.data.faces import Faces
 from nca_lib.evaluation.distortions import glued
-from nca_lib.evaluation.judges import DigitJudge, FaceJudge
+from nca_lib.evaluation.judges import DigitJudge, FaceJudge, judge_of
 
 
 def test_the_digit_judge_reads_digits() -> None:
@@ -30,3 +30,8 @@ def test_the_face_judge_tells_faces_from_glued_halves() -> None:
     judge = FaceJudge(64)
     assert judge.summary(judge(images).mean(0))["all"] > 0.9
     assert judge.summary(judge(glued(images)).mean(0))["all"] < 0.3
+
+
+def test_faces_too_small_to_be_read_have_no_judge() -> None:
+    assert isinstance(judge_of("faces", Faces(32)), FaceJudge)
+    assert judge_of("faces", Faces(31)) is None

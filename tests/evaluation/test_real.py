@@ -37,3 +37,12 @@ def test_crops_that_move_are_endless(tmp_path: Path) -> None:
     ramp = np.arange(3 * 30 * 40, dtype=np.uint32).reshape(30, 40, 3) % 251
     Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "one.png")
     assert distinct(Folder(str(tmp_path), 8)) == math.inf
+
+
+def test_a_blank_picture_first_makes_no_crops_few(tmp_path: Path) -> None:
+    ramp = np.arange(3 * 30 * 40, dtype=np.uint32).reshape(30, 40, 3) % 251
+    for n in range(12):
+        Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / f"{n:02}.png")
+    data = Folder(str(tmp_path), 8)
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(data.files[0])
+    assert distinct(Folder(str(tmp_path), 8)) == math.inf

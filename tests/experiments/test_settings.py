@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import pytest
+from pydantic import Field
 
 from nca_lib.automaton import GrowingNCA
 from nca_lib.baselines import VNCA
@@ -127,15 +128,23 @@ def test_every_number_of_every_model_and_data_set_has_a_range(section: str) -> N
     checked = 0
     for kind, build in KINDS[section].items():
         required = {"path": "x"} if kind == "folder" else {"root": "x"} if kind == "bcss" else {}
-        hints = get_type_hints(build.__init__)
+        hints = get_type_hints(build.__init__, include_extras=True)
         for name in arguments(build):
             wrong = {float: [0.0, -1, 1.5, math.nan], int: [0, -3], int | None: [0, -3], Orientations: [0, 3]}
+            wrong |= {Annotated[float, Field(gt=0)]: [0.0, -1], float | None: [0.0, -1.0]}
             least = int(name == "context_channels")  # 0 of them: a model that is told nothing
             for value in wrong.get(hints[name], [])[least:]:
                 with pytest.raises(ExperimentError, match=rf"^{section}\.{name}: {value!r} "):
                     Experiment.from_dict({"name": "x", section: {"kind": kind, **required, name: value}})
                 checked += 1
     assert checked > 20
+
+
+def test_micrometres_are_no_probability() -> None:
+    slides = {"kind": "slides", "path": "x", "mpp": 2.0, "slide_mpp": 2.5}
+    assert Experiment.from_dict({"name": "x", "data": slides}).data == slides
+    unset = Experiment.from_dict({"name": "x", "data": slides | {"slide_mpp": "none"}})
+    assert unset.data["slide_mpp"] is None
 
 
 def test_a_pool_smaller_than_a_batch_is_refused_where_there_is_one() -> None:

@@ -158,6 +158,22 @@ def test_each_batch_has_a_timestep_from_every_stratum_and_all_timesteps_come(
     assert torch.bincount(timesteps[:, 0], minlength=6).sub(200 / 6).abs().max() < 4 * 5.3
 
 
+def test_the_last_stratum_does_not_reach_past_the_last_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, most = DiffusionTask(diffusing(), CPU), 1 - 2**-24  # the largest number that torch.rand draws
+    asked: list[Tensor] = []
+
+    def remember(clean: Tensor, t: Tensor, *_: Any) -> Tensor:
+        asked.append(t)
+        return clean.sum()
+
+    monkeypatch.setattr(task.model, "loss", remember)
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.full(size, most))
+    for batch in range(1, 129):
+        monkeypatch.setattr(task, "_next", lambda batch=batch: torch.zeros(batch, 3, 8, 8))
+        task.loss()
+    assert [int(t.max()) for t in asked] == [29] * 128
+
+
 def ordered_pool(regime: str, monkeypatch: pytest.MonkeyPatch, batch: int = 8) -> tuple[GrowingTask, Tensor]:
     """A task that has taken one step, and its pool before: 8 states, the first the best, the last the worst.
 

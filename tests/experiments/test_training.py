@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from nca_lib import devices, fast, weights
-from nca_lib.errors import ExperimentError, TrainingError, WeightsError
+from nca_lib.errors import DataError, ExperimentError, TrainingError, WeightsError
 from nca_lib.experiments import state
 from nca_lib.experiments.settings import Experiment, Training
 from nca_lib.experiments.tasks import DiffusionTask
@@ -77,6 +77,16 @@ def assert_same_run(first: Path, second: Path) -> None:
         same = torch.equal(value, other[path]) if isinstance(value, torch.Tensor) else value == other[path]
         assert same, path
     assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+
+
+def test_where_training_cannot_begin_no_new_folder_stays(tmp_path: Path) -> None:
+    kept = diffusing().to_dict()
+    experiment = Experiment.from_dict(kept | {"data": {"kind": "folder", "path": "/nowhere"}})
+    (tmp_path / "old").mkdir()
+    for name in ("new", "old"):
+        with pytest.raises(DataError, match="/nowhere"):
+            train(experiment, tmp_path / name, device="cpu", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 RUNS = {
