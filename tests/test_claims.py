@@ -142,6 +142,19 @@ def test_training_brings_back_most_of_what_half_of_the_steps_cost_by_one_extract
 
 
 @pytest.mark.parametrize("extractor", sorted(EXTRACTORS))
+def test_expected_updates_are_never_farther_and_never_beyond_luck(extractor: str) -> None:
+    found = {
+        (row["sampler"], row["calls"], row["firing"]): row["extractors"][extractor]
+        for row in rows("calls")
+        if row["model"] == "tissue-resting"
+    }
+    for sampler, calls in {key[:2] for key in found}:
+        expected, fresh = found[sampler, calls, "expected"], found[sampler, calls, "fresh"]
+        off = fresh["frechet_distance"] - expected["frechet_distance"]
+        assert 0 < off < 2 * math.hypot(fresh["standard_error"], expected["standard_error"])
+
+
+@pytest.mark.parametrize("extractor", sorted(EXTRACTORS))
 def test_fixed_masks_change_nothing(extractor: str) -> None:
     found = {
         (row["sampler"], row["calls"], row["firing"]): row["extractors"][extractor]

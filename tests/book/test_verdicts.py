@@ -229,6 +229,20 @@ def test_on_digits_the_frequency_stage_halves_the_distance(eye: str) -> None:
     assert {row["metrics"]["digits"]["classes"] for row in (first, second)} == {10}
 
 
+def test_the_unets_digits_are_nearest_by_one_ruler_and_furthest_by_the_other_for_their_grain() -> None:
+    names = ("digits-fourier", "digits-diff-nca", "digits-unet")
+    ours, theirs = ({name: distance(final(name), eye) for name in names} for eye in EYES)
+    assert min(ours, key=lambda n: ours[n]) == max(theirs, key=lambda n: theirs[n]) == "digits-unet"
+    grain = {}
+    for name in names:
+        grid = plt.imread(Path(matrix.__file__).parent / "results" / f"{name}.png")
+        tiles = np.stack([grid[1 + 33 * y :, 1 + 33 * x :][:32, :32] for y, x in np.ndindex(4, 8)])
+        rim = np.ones((32, 32), bool)
+        rim[1:-1, 1:-1] = False
+        grain[name] = (tiles[:, rim] > 2 / 255).mean()
+    assert grain["digits-unet"] > 0.05 > 0.001 > max(grain["digits-fourier"], grain["digits-diff-nca"])
+
+
 def told(model: str, message: str) -> dict[str, Any]:
     """The measurements of a model whose message was replaced."""
     table = rows(Path(matrix.__file__).parent / "results" / "messages.jsonl")
