@@ -113,13 +113,19 @@ def test_pieces_of_large_canvases_are_as_near_as_those_of_small_ones(extractor: 
     assert all(row["pieces"] == 1024 for row in found.values())
 
 
+def distilled(extractor: str) -> dict[str, float]:
+    """Distances of the teacher and its students."""
+    return {
+        row["name"].removeprefix("tissue-"): row["metrics"]["extractors"][extractor]["frechet_distance"]
+        for row in rows("results")
+        if row["matrix"] == "distillation"
+    }
+
+
 @pytest.mark.parametrize("extractor", sorted(EXTRACTORS))
 def test_a_teacher_brings_nothing_and_takes_longer(extractor: str) -> None:
     found = {row["name"]: row for row in rows("results") if row["matrix"] == "distillation"}
-    near = {
-        name.removeprefix("tissue-"): row["metrics"]["extractors"][extractor]["frechet_distance"]
-        for name, row in found.items()
-    }
+    near = distilled(extractor)
     assert near["10"] < near["distil-5"] < near["5-untrained"]
     assert abs(near["distil-5"] / near["5-without-teacher"] - 1) < 0.05
     taught, untaught = found["tissue-distil-5"], found["tissue-5-without-teacher"]
@@ -129,25 +135,25 @@ def test_a_teacher_brings_nothing_and_takes_longer(extractor: str) -> None:
 
 
 def test_training_brings_back_most_of_what_half_of_the_steps_cost_by_one_extractor() -> None:
-    found = {row["name"]: row for row in rows("results") if row["matrix"] == "distillation"}
-
     def back(extractor: str) -> float:
-        teacher, student, untrained = (
-            found[f"tissue-{name}"]["metrics"]["extractors"][extractor]["frechet_distance"]
-            for name in ("10", "distil-5", "5-untrained")
-        )
-        return float((untrained - student) / (untrained - teacher))
+        near = distilled(extractor)
+        return (near["5-untrained"] - near["distil-5"]) / (near["5-untrained"] - near["10"])
 
     assert back("nca-features-1") > 0.7 and 0.1 < back("efficientnet-lite0-block-7") < 0.5
 
 
-@pytest.mark.parametrize("extractor", sorted(EXTRACTORS))
-def test_expected_updates_are_never_farther_and_never_beyond_luck(extractor: str) -> None:
-    found = {
+def resting(extractor: str) -> dict[tuple[str, int, str], Row]:
+    """Distances of the model whose cells rest, by sampler, calls and firing."""
+    return {
         (row["sampler"], row["calls"], row["firing"]): row["extractors"][extractor]
         for row in rows("calls")
         if row["model"] == "tissue-resting"
     }
+
+
+@pytest.mark.parametrize("extractor", sorted(EXTRACTORS))
+def test_expected_updates_are_never_farther_and_never_beyond_luck(extractor: str) -> None:
+    found = resting(extractor)
     for sampler, calls in {key[:2] for key in found}:
         expected, fresh = found[sampler, calls, "expected"], found[sampler, calls, "fresh"]
         off = fresh["frechet_distance"] - expected["frechet_distance"]
@@ -156,11 +162,7 @@ def test_expected_updates_are_never_farther_and_never_beyond_luck(extractor: str
 
 @pytest.mark.parametrize("extractor", sorted(EXTRACTORS))
 def test_fixed_masks_change_nothing(extractor: str) -> None:
-    found = {
-        (row["sampler"], row["calls"], row["firing"]): row["extractors"][extractor]
-        for row in rows("calls")
-        if row["model"] == "tissue-resting"
-    }
+    found = resting(extractor)
     compared = [(sampler, calls) for sampler, calls, firing in found if firing == "fixed"]
     assert compared
     for sampler, calls in compared:
