@@ -193,6 +193,14 @@ def trials(eye: str) -> dict[str, tuple[float, float]]:
     }
 
 
+def test_each_ablation_has_three_runs_of_equal_length() -> None:
+    table = models("ablations")
+    assert len(table) == 15  # thirteen switches, the reference, and what wins together
+    for group in table.values():
+        assert [row["seed"] for row in sorted(group, key=lambda row: row["seed"])] == [0, 1, 2]
+        assert {row["steps"] for row in group} == {3000}
+
+
 def test_improved_is_what_wins_by_both_extractors_and_wins_by_more() -> None:
     found = [trials(eye) for eye in EYES]
     wins = {name for name in found[0] if all(changes[name][0] < -changes[name][1] for changes in found)}
